@@ -1,0 +1,52 @@
+"""Records that pass between rooms. Times are seconds from the start of the recording."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Word:
+    """One word with its times (seconds) and, where a confidence model ran, its probability of being right."""
+
+    text: str
+    start: float
+    end: float
+    confidence: float | None = None
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """One transcript of one utterance.
+
+    `token_times` are emission times (seconds), one a token. `scores` keeps each scorer's own log-probability apart
+    and unweighted ("acoustic", "lm", "internal_lm", …); `score` is the weighted total that ranked the hypothesis.
+    """
+
+    tokens: tuple[str, ...]
+    token_times: tuple[float, ...]
+    words: tuple[Word, ...]
+    score: float
+    scores: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        return " ".join(word.text for word in self.words)
+
+
+@dataclass(frozen=True)
+class NBest:
+    """The hypotheses of one utterance, best first; `duration` in seconds."""
+
+    utterance: str
+    duration: float
+    hyps: tuple[Hypothesis, ...]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of one recording by one speaker; `text` where it has been recognised."""
+
+    recording: str
+    start: float
+    end: float
+    speaker: str
+    text: str = ""
