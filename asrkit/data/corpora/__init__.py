@@ -1,0 +1,1 @@
+"""Corpora: each preparer writes `<out>/<set>.jsonl.gz`, and nothing if its input is bad."""
