@@ -1,0 +1,5 @@
+"""Whole models, by the name that a configuration gives them."""
+
+from asrkit.models.transducer import Transducer, TransducerConfig
+
+MODELS = {"transducer": (TransducerConfig, Transducer)}

@@ -1,0 +1,99 @@
+"""The transducer: encoder, predictor, joiner and an auxiliary CTC output."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from asrkit.data.alignment import UNLABELLED
+from asrkit.losses.transducer import transducer_loss
+from asrkit.nn.decoders import PREDICTORS, Joiner, PredictorConfig
+from asrkit.nn.encoders import ENCODERS, EncoderConfig
+
+BLANK = 0
+
+
+@dataclass(frozen=True)
+class TransducerConfig:
+    """The whole model; `vocab_size`, `num_mel_bins` and `frame_units` follow the tokenizer, features and alignments."""
+
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    predictor: PredictorConfig = field(default_factory=PredictorConfig)
+    joiner_dim: int = 144
+    ctc_weight: float = 0.3
+    frame_weight: float = 0.0
+    """Weight of the cross-entropy of the units spoken in each encoder frame, for corpora with time alignments."""
+    frame_tier: Literal["phone", "word"] = "phone"
+    """The alignment tier with those units."""
+    warm_start_hours: float = 0.0
+    """Hours of audio at the start of training without the transducer loss. They let the encoder hear before the
+    predictor can guess, which cures the plateau and the emission of the first token at frame 0."""
+    vocab_size: int = 0
+    num_mel_bins: int = 80
+    frame_units: int = 0
+
+
+class Transducer(nn.Module):
+    """Transducer whose encoder also feeds a CTC output over the same tokens and a frame classifier.
+
+    The two auxiliary outputs train the encoder. Starting it from aligned frames follows Hu et al., "Exploring
+    Pre-training with Alignments for RNN Transducer based End-to-End Speech Recognition", 2005.00572.
+    """
+
+    def __init__(self, config: TransducerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = ENCODERS[config.encoder.kind](config.encoder, config.num_mel_bins)
+        self.predictor = PREDICTORS[config.predictor.kind](config.predictor, config.vocab_size)
+        self.joiner = Joiner(config.encoder.dim, config.predictor.dim, config.joiner_dim, config.vocab_size)
+        self.ctc = nn.Linear(config.encoder.dim, config.vocab_size)
+        self.frames = nn.Linear(config.encoder.dim, config.frame_units) if config.frame_units else None
+
+    @property
+    def device(self) -> torch.device:
+        return self.ctc.weight.device
+
+    def forward(self, batch: Any, hours: float = float("inf")) -> dict[str, Tensor]:
+        """Return the losses of a batch (asrkit.data.batching.Batch), summed over it, and its number of labels.
+
+        `hours` is the amount of audio trained on so far. Keys: loss (total), transducer, ctc, frame, weight (labels).
+        """
+        config = self.config
+        encoder_out, lens = self.encoder(batch.features, batch.feature_lens)
+        losses = {"ctc": self.ctc_loss(encoder_out, lens, batch.tokens, batch.token_lens)}
+        weights = {"ctc": config.ctc_weight}
+        if self.frames is not None and batch.frame_labels is not None:
+            losses["frame"] = self.frame_loss(encoder_out, batch.frame_labels, batch.token_lens)
+            weights["frame"] = config.frame_weight
+        if not self.training or hours >= config.warm_start_hours:
+            losses["transducer"] = self.transducer_loss(encoder_out, lens, batch.tokens, batch.token_lens)
+            weights["transducer"] = 1.0
+        total = sum(weights[name] * loss for name, loss in losses.items())
+        return {"loss": total, **losses, "weight": batch.token_lens.sum()}
+
+    def frame_loss(self, encoder_out: Tensor, frame_labels: Tensor, token_lens: Tensor) -> Tensor:
+        """Cross-entropy of frame_labels (N, T), its mean over each utterance times the utterance's labels.
+
+        So it is of the size of the losses over labels, whatever the length of the frames.
+        """
+        logits = self.frames(encoder_out).float().transpose(1, 2)  # (N, C, T)
+        losses = nn.functional.cross_entropy(logits, frame_labels, reduction="none", ignore_index=UNLABELLED)
+        labelled = (frame_labels != UNLABELLED).sum(dim=1)
+        return (losses.sum(dim=1) / labelled.clamp(min=1) * token_lens).sum()
+
+    def ctc_loss(self, encoder_out: Tensor, lens: Tensor, tokens: Tensor, token_lens: Tensor) -> Tensor:
+        """Sum of the CTC losses; utterances too short for their labels count nothing."""
+        log_probs = self.ctc(encoder_out).float().log_softmax(dim=-1).transpose(0, 1)  # (T, N, V)
+        return nn.functional.ctc_loss(log_probs, tokens, lens, token_lens, BLANK, reduction="sum", zero_infinity=True)
+
+    def transducer_loss(self, encoder_out: Tensor, lens: Tensor, tokens: Tensor, token_lens: Tensor) -> Tensor:
+        """Sum of the transducer losses of encoder_out (N, T, D) and tokens (N, U)."""
+        predictor_out, _ = self.predictor(self.with_start(tokens), self.predictor.start(len(tokens)))
+        logits = self.joiner(encoder_out, predictor_out)  # (N, T, U + 1, V)
+        return transducer_loss(logits, tokens, lens, token_lens).sum()
+
+    @staticmethod
+    def with_start(tokens: Tensor) -> Tensor:
+        """Put the start of the sentence, which the blank stands for, before tokens (N, U)."""
+        return torch.nn.functional.pad(tokens, (1, 0), value=BLANK)

@@ -1,0 +1,1 @@
+"""Neural building blocks; each encoder and predictor has an explicit streaming state."""

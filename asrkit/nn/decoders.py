@@ -1,0 +1,92 @@
+"""The label side of a transducer: predictors (LSTM, stateless) and the joiner.
+
+A predictor maps `forward(tokens (N, U), state)` to `(predictor_out (N, U, D), state)`; its state is a list of tensors
+with the hypothesis in dimension 0. Feeding the blank (id 0) stands for the start of the sentence.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class PredictorConfig:
+    """Size of the label context network."""
+
+    kind: Literal["lstm", "stateless"] = "stateless"
+    dim: int = 144
+    layers: int = 1
+    """LSTM layers."""
+    context: int = 2
+    """Labels that the stateless predictor sees."""
+    dropout: float = 0.1
+
+
+class LstmPredictor(nn.Module):
+    """Embedding and LSTM (Graves, "Sequence Transduction with Recurrent Neural Networks", 1211.3711)."""
+
+    def __init__(self, config: PredictorConfig, vocab_size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(vocab_size, config.dim)
+        self.dropout = nn.Dropout(config.dropout)
+        self.lstm = nn.LSTM(config.dim, config.dim, config.layers, batch_first=True)
+
+    def start(self, n: int) -> list[Tensor]:
+        size = (n, self.config.layers, self.config.dim)
+        return [self.embedding.weight.new_zeros(size) for _ in ("hidden", "cell")]
+
+    def forward(self, tokens: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        hidden, cell = (s.transpose(0, 1).contiguous() for s in state)
+        out, (hidden, cell) = self.lstm(self.dropout(self.embedding(tokens)), (hidden, cell))
+        return self.dropout(out), [hidden.transpose(0, 1), cell.transpose(0, 1)]
+
+
+class StatelessPredictor(nn.Module):
+    """Convolution over the last few labels (Ghodsi et al., "RNN-Transducer with Stateless Prediction Network", 2020)."""
+
+    def __init__(self, config: PredictorConfig, vocab_size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(vocab_size, config.dim)
+        self.dropout = nn.Dropout(config.dropout)
+        self.conv = nn.Conv1d(config.dim, config.dim, config.context, groups=max(1, config.dim // 4))
+        nn.init.normal_(self.embedding.weight, std=0.5)
+
+    def start(self, n: int) -> list[Tensor]:
+        """State: the last context - 1 labels (N, context - 1)."""
+        return [torch.zeros(n, self.config.context - 1, dtype=torch.int64, device=self.embedding.weight.device)]
+
+    def forward(self, tokens: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        labels = torch.cat([state[0], tokens], dim=1)  # (N, context - 1 + U)
+        embedded = self.dropout(self.embedding(labels))
+        out = self.conv(embedded.transpose(1, 2)).transpose(1, 2)  # (N, U, D)
+        return nn.functional.silu(out), [labels[:, tokens.shape[1] :]]
+
+
+PREDICTORS = {"lstm": LstmPredictor, "stateless": StatelessPredictor}
+
+
+class Joiner(nn.Module):
+    """logits = W tanh(encoder + predictor) + b, both sides projected to the joint space first.
+
+    The two projections are separate calls, so a search computes each once, and the internal language model is
+    `combine` with a zero in place of the projected encoder output.
+    """
+
+    def __init__(self, encoder_dim: int, predictor_dim: int, joiner_dim: int, vocab_size: int) -> None:
+        super().__init__()
+        self.project_encoder = nn.Linear(encoder_dim, joiner_dim)
+        self.project_predictor = nn.Linear(predictor_dim, joiner_dim)
+        self.output = nn.Linear(joiner_dim, vocab_size)
+
+    def combine(self, encoder: Tensor, predictor: Tensor) -> Tensor:
+        """Map broadcastable joint-space vectors (…, D) to logits (…, V)."""
+        return self.output(torch.tanh(encoder + predictor))
+
+    def forward(self, encoder_out: Tensor, predictor_out: Tensor) -> Tensor:
+        """Map encoder_out (N, T, D) and predictor_out (N, U + 1, D) to logits (N, T, U + 1, V)."""
+        encoder = self.project_encoder(encoder_out)[:, :, None]
+        return self.combine(encoder, self.project_predictor(predictor_out)[:, None])
