@@ -1,0 +1,1 @@
+"""The `asrkit` commands, one file each."""

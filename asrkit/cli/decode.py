@@ -1,0 +1,196 @@
+"""`asrkit decode`: transcribe audio.
+
+Usage:
+    asrkit decode --model exp/asr a.wav talks/ data/test.jsonl.gz     # files, folders, manifests, Kaldi directories
+    arecord -f S16_LE -r 16000 | asrkit decode --model exp/asr --streaming -
+    asrkit decode --model exp/asr --out exp/asr/decode/test data/test.jsonl.gz
+"""
+
+import json
+import shlex
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import torch
+from lhotse.cut import Cut
+from torch import Tensor
+
+from asrkit.cli.main import run
+from asrkit.data.audio import is_audio, read_cut, stream_audio
+from asrkit.data.corpora.kaldi import is_kaldi_directory, read_kaldi_directory
+from asrkit.data.formats import FORMATS, nbest_writer, read_nbest, write_lines
+from asrkit.data.manifests import is_manifest, load_cuts
+from asrkit.errors import InputError
+from asrkit.files import atomic_write
+from asrkit.progress import progress
+from asrkit.search.recogniser import LONG_SECONDS, READ_SECONDS, Recogniser, load
+from asrkit.types import NBest
+
+WINDOW = 64  # utterances sorted by length together, so that batches waste little and results come in order
+BATCH_SECONDS = 240.0  # padded audio a batch
+
+
+def decode(
+    inputs: list[str],
+    *,
+    model: Path,
+    out: Path | None = None,
+    format: Literal["text", "json", "ctm", "srt", "nbest"] = "text",
+    beam: int = 4,
+    streaming: bool = False,
+    chunk_size: int | None = None,
+    threads: int | None = None,
+) -> None:
+    """Transcribe audio files, folders of them, manifests, Kaldi data directories, or raw PCM on standard input ("-").
+
+    A file that cannot be read is reported and left out; the exit status then is 1.
+
+    Args:
+        inputs: what to transcribe.
+        model: experiment directory.
+        out: directory for nbest.jsonl, text, ctm and decode.json (speed), instead of printing.
+        format: what is printed.
+        beam: hypotheses kept by the search; 1 is greedy search.
+        streaming: decode chunk by chunk and show partial results on standard error.
+        chunk_size: encoder frames (40 ms) in a chunk when streaming; the model's own by default.
+        threads: processor threads; all by default.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    recogniser = load(model, beam)
+    job = _Job(recogniser, (chunk_size or recogniser.streaming_chunk) if streaming else None, show_partial=out is None)
+    sources = [source for name in inputs for source in _sources(name)]
+    with (
+        nbest_writer(out / "nbest.jsonl")
+        if out
+        else nullcontext(lambda n: print(FORMATS[format](n), flush=True)) as write
+    ):
+        for result in job.results(sources):
+            write(result)
+    if out:
+        results = list(read_nbest(out / "nbest.jsonl"))
+        write_lines(map(FORMATS["text"], results), out / "text")
+        write_lines(filter(None, map(FORMATS["ctm"], results)), out / "ctm")
+        with atomic_write(out / "decode.json") as file:
+            json.dump(job.summary(), file, indent=2)
+    if job.failed:
+        raise InputError(f"{job.failed} of {len(sources)} inputs could not be read")
+
+
+@dataclass
+class _Job:
+    """One run of the command: results in the order of the sources, with what they cost."""
+
+    recogniser: Recogniser
+    chunk_size: int | None
+    show_partial: bool
+    failed: int = 0
+    audio_seconds: float = 0.0
+    seconds: float = 0.0
+
+    def results(self, sources: list[str | Cut]) -> Iterator[NBest]:
+        """Yield the result of each source that can be read; report the others on standard error."""
+        remaining = iter(progress(sources, "decoding", unit="utt"))
+        while window := list(islice(remaining, WINDOW if self.chunk_size is None else 1)):
+            start = time.perf_counter()
+            results = self._window(window)
+            self.seconds += time.perf_counter() - start
+            self.audio_seconds += sum(result.duration for result in results)
+            yield from results
+
+    def summary(self) -> dict:
+        return {
+            "command": "asrkit " + shlex.join(sys.argv[1:]),
+            "beam": getattr(self.recogniser.search, "beam", 1),
+            "chunk_size": self.chunk_size,
+            "threads": torch.get_num_threads(),
+            "seconds_audio": round(self.audio_seconds, 2),
+            "real_time_factor": round(self.seconds / max(self.audio_seconds, 1e-9), 5),
+        }
+
+    def _window(self, sources: list[str | Cut]) -> list[NBest]:
+        found: dict[int, NBest] = {}
+        short: list[tuple[int, str, Tensor]] = []
+        for position, source in enumerate(sources):
+            try:
+                if self.chunk_size is not None:
+                    found[position] = self._stream(source)
+                elif isinstance(source, str):
+                    found[position] = self.recogniser.transcribe(source)
+                elif source.duration > LONG_SECONDS:
+                    found[position] = self._stream(source)
+                else:
+                    short.append((position, source.id, read_cut(source, self.recogniser.features.sampling_rate)))
+            except InputError as error:
+                self.failed += 1
+                print(f"asrkit decode: {error}", file=sys.stderr)
+        for batch in _batches(short, BATCH_SECONDS * self.recogniser.features.sampling_rate):
+            positions, names, samples = zip(*batch, strict=True)
+            found.update(zip(positions, self.recogniser.recognise(list(samples), list(names)), strict=True))
+        return [found[position] for position in sorted(found)]
+
+    def _stream(self, source: str | Cut) -> NBest:
+        rate = self.recogniser.features.sampling_rate
+        name = source if isinstance(source, str) else source.id
+        stream = self.recogniser.stream(name, self.chunk_size)
+        blocks = stream_audio(source, rate, READ_SECONDS) if isinstance(source, str) else _cut_blocks(source, rate)
+        shown = ""
+        for block in blocks:
+            stream.accept(block)
+            if self.show_partial:
+                shown = self._show(stream.result(), shown)
+        return stream.finish()
+
+    @staticmethod
+    def _show(partial: NBest, shown: str) -> str:
+        text = partial.hyps[0].text
+        if text != shown:
+            print(f"{partial.utterance} {partial.duration:.2f}s: {text}", file=sys.stderr, flush=True)
+        return text
+
+
+def _cut_blocks(cut: Cut, rate: int) -> Iterator[Tensor]:
+    """Yield the audio of a cut, a stretch at a time."""
+    start = 0.0
+    while start < cut.duration:
+        yield read_cut(cut.truncate(offset=start, duration=min(LONG_SECONDS, cut.duration - start)), rate)
+        start += LONG_SECONDS
+
+
+def _batches(items: Iterable[tuple[int, str, Tensor]], most: float) -> Iterator[list[tuple[int, str, Tensor]]]:
+    """Group utterances of similar length so that no batch has more than `most` samples, padding included."""
+    batch: list[tuple[int, str, Tensor]] = []
+    for item in sorted(items, key=lambda item: len(item[2])):
+        if batch and len(item[2]) * (len(batch) + 1) > most:
+            yield batch
+            batch = []
+        batch.append(item)
+    if batch:
+        yield batch
+
+
+def _sources(name: str) -> list[str | Cut]:
+    """Return the audio files or cuts that a word of the command line stands for."""
+    if name == "-":
+        return [name]
+    path = Path(name)
+    if is_manifest(path):
+        return list(load_cuts(path))
+    if not path.is_dir():
+        return [name]
+    if is_kaldi_directory(path):
+        return list(read_kaldi_directory(path))
+    files = sorted(str(file) for file in path.rglob("*") if is_audio(file))
+    if not files:
+        raise InputError(f"{path}: no audio files in this folder")
+    return files
+
+
+def main(argv: list[str]) -> None:
+    run(decode, argv)

@@ -1,0 +1,90 @@
+"""`asrkit plot`: pictures of an experiment.
+
+Usage:
+    asrkit plot curve --exp exp/asr --out pictures/curve.png
+    asrkit plot alignment --cuts data/mini/test.jsonl.gz --hyps exp/asr/test/nbest.jsonl --out pictures/alignment.png
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from asrkit.cli.main import run
+from asrkit.data.formats import read_nbest
+from asrkit.errors import InputError
+from asrkit.types import NBest, Word
+
+
+def curve(*, exp: Path, out: Path) -> None:
+    """Draw the losses and the learning rate of a training run over hours of audio.
+
+    Args:
+        exp: experiment directory with log.jsonl.
+        out: PNG file to write.
+    """
+    from asrkit.scoring.pictures import learning_curve, save_picture
+
+    save_picture(learning_curve(_read_log(exp / "log.jsonl")), out)
+    print(out)
+
+
+def alignment(*, cuts: Path, hyps: Path, out: Path, utterance: str | None = None) -> None:
+    """Draw a spectrogram with the reference words above and the hypothesis' tokens at their emission times below.
+
+    Args:
+        cuts: manifest with word times.
+        hyps: nbest.jsonl with token times.
+        out: PNG file to write.
+        utterance: which one to draw; the first of the hypotheses by default.
+    """
+    from asrkit.data.audio import read_cut
+    from asrkit.data.features import FRAME_SHIFT, HIGH_FREQUENCY_MARGIN, LOW_FREQUENCY, Fbank, FeatureConfig
+    from asrkit.data.manifests import load_cuts
+    from asrkit.scoring import pictures
+
+    nbest = _find(hyps, utterance)
+    cut = next((cut for cut in load_cuts(cuts, lazy=True) if cut.id == nbest.utterance), None)
+    if cut is None:
+        raise InputError(f"{cuts}: no utterance '{nbest.utterance}'")
+    config = FeatureConfig()
+    samples = read_cut(cut, config.sampling_rate)
+    items = (cut.supervisions[0].alignment or {}).get("word", ())
+    figure = pictures.alignment(
+        features=Fbank(config)(samples).numpy(),
+        frame_shift=FRAME_SHIFT,
+        words=[Word(item.symbol, item.start, item.end) for item in items],
+        hyp=nbest.hyps[0],
+        title=f"{cut.id}: {cut.supervisions[0].text}",
+        band=(LOW_FREQUENCY, config.sampling_rate / 2 - HIGH_FREQUENCY_MARGIN),
+    )
+    pictures.save_picture(figure, out)
+    print(out)
+
+
+def _find(hyps: Path, utterance: str | None) -> NBest:
+    for nbest in read_nbest(hyps):
+        if nbest.hyps and utterance in (None, nbest.utterance):
+            return nbest
+    raise InputError(f"{hyps}: no hypothesis of utterance '{utterance}'" if utterance else f"{hyps}: no hypotheses")
+
+
+def _read_log(file: Path) -> list[dict[str, Any]]:
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise InputError(f"{file}: {error.strerror}") from error
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            record["split"], record["hours"], record["loss"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(f"{file}: line {number}: not a training record") from error
+        records.append(record)
+    if not records:
+        raise InputError(f"{file}: no records")
+    return records
+
+
+def main(argv: list[str]) -> None:
+    run({"curve": curve, "alignment": alignment}, argv)

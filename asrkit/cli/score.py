@@ -1,0 +1,141 @@
+"""`asrkit score`: word error rate of one system, and whether it differs from a baseline.
+
+Usage:
+    asrkit score --refs data/mini/test.jsonl.gz --hyps exp/asr/test/nbest.jsonl --out exp/asr/test --by speaker domain
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from asrkit.cli.main import command_line, run
+from asrkit.data.formats import read_nbest, read_text, write_lines
+from asrkit.errors import InputError
+from asrkit.files import atomic_write
+from asrkit.scoring.report import comparison, report
+from asrkit.scoring.wer import Alignment, align_all, alignment_text, ser_line, sum_errors, wer_line
+
+
+def score(
+    *,
+    refs: Path,
+    hyps: Path,
+    out: Path,
+    baseline: Path | None = None,
+    by: list[str] | None = None,
+    blocks: str | None = None,
+) -> None:
+    """Print the word error rate with its 95% interval; write score.json and alignments.txt.
+
+    Args:
+        refs: references: a manifest (.jsonl, .jsonl.gz), or Kaldi text, "utterance words".
+        hyps: hypotheses of the same utterances: nbest.jsonl, or Kaldi text.
+        out: folder for score.json and alignments.txt.
+        baseline: hypotheses of another system: tells how far the difference could be chance.
+        by: attributes of the manifest's supervisions (speaker, gender, or a custom field such as domain); the errors
+            are broken down by each.
+        blocks: attribute whose values are independent of each other, such as speaker: intervals and significance are
+            then taken over speakers instead of utterances.
+    """
+    texts, groups = read_references(refs, [*(by or ()), *([blocks] if blocks else ())])
+    alignments, missing = _align(texts, hyps)
+    figures: dict[str, Any] = {"command": command_line(), "references": str(refs), "hypotheses": str(hyps)}
+    figures |= {"missing": missing, **report(alignments, groups, blocks)}
+    if baseline:
+        compared = comparison(_align(texts, baseline)[0], alignments, groups.get(blocks))
+        figures["baseline"] = {"hypotheses": str(baseline), **compared}
+
+    write_lines((f"{alignment_text(alignment)}\n" for alignment in alignments), out / "alignments.txt")
+    with atomic_write(out / "score.json") as file:
+        json.dump(figures, file, indent=1, ensure_ascii=False)
+        file.write("\n")
+    _print_summary(alignments, figures)
+
+
+def read_references(refs: Path, attributes: list[str]) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+    """Return utterance -> text, and attribute -> utterance -> value; a manifest is read line by line.
+
+    Raises:
+        InputError: a broken file, an utterance that comes twice or has not exactly one supervision with text, an
+            attribute that it lacks, or attributes asked of Kaldi text.
+    """
+    if not str(refs).endswith((".jsonl", ".jsonl.gz")):
+        if attributes:
+            raise InputError(f"{refs}: plain text has no attribute '{attributes[0]}'; give a manifest")
+        return read_text(refs), {}
+
+    from asrkit.data.manifests import load_cuts  # lhotse takes a second to import, and Kaldi text needs none of it
+
+    texts: dict[str, str] = {}
+    groups: dict[str, dict[str, str]] = {name: {} for name in attributes}
+    for cut in load_cuts(refs, lazy=True):
+        if len(cut.supervisions) != 1 or cut.supervisions[0].text is None:
+            raise InputError(f"{refs}: cut '{cut.id}' has not exactly one supervision with text")
+        if cut.id in texts:
+            raise InputError(f"{refs}: utterance '{cut.id}' comes twice")
+        texts[cut.id] = cut.supervisions[0].text
+        for name, values in groups.items():
+            value = getattr(cut.supervisions[0], name, None)
+            if value is None:
+                raise InputError(f"{refs}: cut '{cut.id}' has no attribute '{name}'")
+            values[cut.id] = str(value)
+    return texts, groups
+
+
+def read_hypotheses(hyps: Path) -> dict[str, str]:
+    """Return utterance -> best text of nbest.jsonl or Kaldi text.
+
+    Raises:
+        InputError: a broken file, or an utterance that comes twice.
+    """
+    if not str(hyps).endswith(".jsonl"):
+        return read_text(hyps)
+    texts: dict[str, str] = {}
+    for nbest in read_nbest(hyps):
+        if nbest.utterance in texts:
+            raise InputError(f"{hyps}: utterance '{nbest.utterance}' comes twice")
+        texts[nbest.utterance] = nbest.hyps[0].text if nbest.hyps else ""
+    return texts
+
+
+def _align(refs: dict[str, str], hyps: Path) -> tuple[list[Alignment], list[str]]:
+    """Align the hypotheses of a file; warn of the utterances that it lacks and return them too."""
+    texts = read_hypotheses(hyps)
+    missing = [utterance for utterance in refs if utterance not in texts]
+    if missing:
+        names = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
+        print(
+            f"warning: {hyps}: {len(missing)} of {len(refs)} utterances are missing, their words count as deleted: "
+            f"{names}",
+            file=sys.stderr,
+        )
+    try:
+        return align_all(refs, texts), missing
+    except InputError as error:
+        raise InputError(f"{hyps}: {error}") from error
+
+
+def _print_summary(alignments: list[Alignment], figures: dict[str, Any]) -> None:
+    print(wer_line(sum_errors(alignments)))
+    print(ser_line(alignments))
+    low, high = figures["wer_interval"]
+    print(f"95% interval of the WER {low:.2f} to {high:.2f} (bootstrap over {figures['interval_over']}s)")
+    if figures["other_words"]["words"]:
+        print(f"WER of first words {figures['first_word']['wer']:.2f}, of others {figures['other_words']['wer']:.2f}")
+    for name, values in figures["by"].items():
+        for value, counts in values.items():
+            wer = "-" if counts["wer"] is None else f"{counts['wer']:.2f}"
+            print(f"{name} {value}: %WER {wer} [ {counts['errors']} / {counts['words']} ]")
+    if "baseline" in figures:
+        other = figures["baseline"]
+        low, high = other["interval"]
+        print(
+            f"against {other['hypotheses']} (%WER {other['wer']:.2f}): {other['difference']:+.2f} points, 95% interval "
+            f"{low:+.2f} to {high:+.2f}, probability of improvement {other['probability_of_improvement']:.3f}, "
+            f"matched-pairs p = {other['p_value']:.2g}"
+        )
+
+
+def main(argv: list[str]) -> None:
+    run(score, argv)

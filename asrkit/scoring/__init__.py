@@ -1,0 +1,1 @@
+"""How good a transcript is: error rates, their significance, pictures and RESULTS.md."""

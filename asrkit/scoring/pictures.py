@@ -1,0 +1,161 @@
+"""Pictures of a recipe: learning curves, and an alignment over a spectrogram. Arrays and records in, PNG out."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
+
+from asrkit.files import atomic_write
+from asrkit.types import Hypothesis, Word
+
+# Okabe and Ito's palette, told apart under every common colour blindness; black is kept for text.
+BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
+LOSS_COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
+STYLE = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+}
+TOKEN_ROWS = 3  # neighbouring tokens take turns on so many lines, so that their names do not overlap
+
+
+def learning_curve(records: Sequence[dict[str, Any]]) -> Figure:
+    """Draw the losses per label and the learning rate over hours of audio.
+
+    Args:
+        records: `log.jsonl` of an experiment: "hours", "split" ("train" or "valid"), "loss", other named losses, "lr".
+            The named losses drawn are those of the validation, where nothing but losses is recorded.
+    """
+    valid = [record for record in records if record["split"] == "valid"]
+    train = [record for record in records if record["split"] == "train"]
+    position = {"step", "epoch", "hours", "seconds", "split", "lr"}
+    names = sorted(
+        {name for record in valid or train[:1] for name in record} - position, key=lambda n: (n != "loss", n)
+    )
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7, 4.6), layout="constrained")
+        losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+        for name, colour in zip(names, LOSS_COLOURS, strict=False):
+            _curve(losses, train, name, color=colour, alpha=0.45, linewidth=1, label=f"{name}, training")
+            _curve(
+                losses,
+                valid,
+                name,
+                color=colour,
+                linewidth=1.8,
+                marker="o",
+                markersize=3.5,
+                label=f"{name}, validation",
+            )
+        losses.set_yscale("log")
+        losses.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        losses.yaxis.set_major_formatter("{x:g}")
+        losses.yaxis.set_minor_locator(NullLocator())
+        losses.set_ylabel("loss per label (nats)")
+        losses.legend(ncols=2, fontsize=8)
+        _curve(rates, train, "lr", color="black", linewidth=1.2)
+        rates.set_ylabel("learning rate")
+        rates.set_ylim(bottom=0)
+        rates.set_xlabel("hours of audio seen in training")
+    return figure
+
+
+def alignment(
+    features: np.ndarray,
+    frame_shift: float,
+    words: Sequence[Word],
+    hyp: Hypothesis,
+    title: str,
+    band: tuple[float, float],
+) -> Figure:
+    """Draw a log-mel spectrogram with the reference words above and the hypothesis below, at its emission times.
+
+    Args:
+        features: (T, D) log-mel energies.
+        frame_shift: seconds between frames.
+        words: reference words with their times (seconds).
+        hyp: the hypothesis; its tokens are drawn at `token_times`.
+        title: usually the utterance.
+        band: lowest and highest frequency (Hz) of the filters.
+    """
+    seconds = len(features) * frame_shift
+    with matplotlib.rc_context(STYLE | {"axes.grid": False}):
+        figure = Figure(figsize=(min(20.0, max(7.0, 2.2 * seconds)), 4.2), layout="constrained")
+        above, spectrogram, below = figure.subplots(3, 1, sharex=True, height_ratios=(0.7, 4, 1.6))
+        low, high = np.percentile(features, [2, 99.5])  # digital silence would otherwise take most of the colours
+        spectrogram.imshow(
+            features.T,
+            origin="lower",
+            aspect="auto",
+            extent=(0, seconds, 0, features.shape[1]),
+            cmap="Greys",
+            vmin=low,
+            vmax=high,
+        )
+        _frequency_axis(spectrogram, features.shape[1], band)
+        _words(above, spectrogram, words)
+        _tokens(below, spectrogram, hyp)
+        below.set_xlim(0, seconds)
+        below.set_xlabel("time (s)")
+        above.set_title(title, fontsize=10, loc="left")
+    return figure
+
+
+def save_picture(figure: Figure, file: Path | str) -> None:
+    """Write a PNG atomically; the same figure gives the same bytes."""
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=130, metadata={"Software": None})
+    with atomic_write(file, "wb") as out:
+        out.write(image.getvalue())
+
+
+def _curve(axes: Axes, records: Sequence[dict[str, Any]], name: str, **style: Any) -> None:
+    points = [(record["hours"], record[name]) for record in records if record.get(name) is not None]
+    if points:
+        axes.plot(*zip(*points, strict=True), **style)
+
+
+def _frequency_axis(axes: Axes, bins: int, band: tuple[float, float]) -> None:
+    """Label mel bins by frequency: the scale of Kaldi's filters, mel(f) = 1127 ln(1 + f / 700)."""
+    low, high = (np.log1p(frequency / 700) for frequency in band)
+    ticks = [frequency for frequency in (250, 500, 1000, 2000, 4000, 8000) if band[0] < frequency < band[1]]
+    axes.set_yticks(
+        [(np.log1p(tick / 700) - low) / (high - low) * bins for tick in ticks], [f"{t / 1000:g}" for t in ticks]
+    )
+    axes.set_ylabel("frequency (kHz)")
+
+
+def _words(axes: Axes, spectrogram: Axes, words: Sequence[Word]) -> None:
+    for number, word in enumerate(words):
+        axes.axvspan(word.start, word.end, color=BLUE, alpha=(0.3, 0.15)[number % 2], linewidth=0)
+        axes.text((word.start + word.end) / 2, 0.5, word.text, ha="center", va="center", fontsize=9)
+        for time in (word.start, word.end):
+            spectrogram.axvline(time, color=BLUE, linewidth=0.9)
+    _as_band(axes, "reference\nwords", BLUE)
+
+
+def _tokens(axes: Axes, spectrogram: Axes, hyp: Hypothesis) -> None:
+    for number, (token, time) in enumerate(zip(hyp.tokens, hyp.token_times, strict=True)):
+        height = 1 - (number % TOKEN_ROWS + 0.65) / TOKEN_ROWS
+        axes.plot([time, time], [1, height + 0.1], color=VERMILION, linewidth=1)
+        axes.text(time, height, token, ha="center", va="center", fontsize=9)
+        spectrogram.axvline(time, color=VERMILION, linewidth=1.1, linestyle=(0, (2, 1.5)))
+    _as_band(axes, "hypothesis\ntokens at\nemission", VERMILION)
+
+
+def _as_band(axes: Axes, label: str, colour: str) -> None:
+    axes.set_ylim(0, 1)
+    axes.set_yticks([])
+    axes.set_ylabel(label, rotation=0, ha="right", va="center", color=colour)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_visible(False)
+    axes.tick_params(bottom=False)

@@ -1,0 +1,60 @@
+import json
+
+import numpy as np
+import pytest
+import soundfile
+from lhotse import MonoCut, Recording, SupervisionSegment
+from lhotse.supervision import AlignmentItem
+
+from asrkit.cli.main import main
+from asrkit.data.formats import write_nbest
+from asrkit.data.manifests import save_cuts
+from asrkit.types import Hypothesis, NBest, Word
+
+
+def plot(*arguments):
+    return main(["plot", *map(str, arguments)])
+
+
+def test_curve(tmp_path):
+    records = [{"split": split, "hours": h, "loss": 1 / h, "lr": 0.1} for h in (1, 2) for split in ("train", "valid")]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert plot("curve", "--exp", tmp_path, "--out", tmp_path / "c.png") == 0
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("log", "problem"), [('{"split": "train"}\n', "log.jsonl: line 1"), ("", "no records"), (None, "No such file")]
+)
+def test_curve_of_a_broken_log(tmp_path, capsys, log, problem):
+    if log is not None:
+        (tmp_path / "log.jsonl").write_text(log)
+    assert plot("curve", "--exp", tmp_path, "--out", tmp_path / "c.png") == 1
+    assert problem in capsys.readouterr().err
+    assert not (tmp_path / "c.png").exists()
+
+
+@pytest.fixture
+def decoded(tmp_path):
+    """One utterance of noise at 8 kHz with a word time, and its hypothesis."""
+    soundfile.write(tmp_path / "u1.wav", np.random.default_rng(0).normal(0, 0.1, 8000), 8000)
+    supervision = SupervisionSegment("u1", "u1", 0.0, 1.0, text="hello")
+    supervision = supervision.with_alignment("word", [AlignmentItem("hello", 0.2, 0.5)])
+    recording = Recording.from_file(tmp_path / "u1.wav", recording_id="u1")
+    save_cuts([MonoCut("u1", 0.0, 1.0, 0, [supervision], recording=recording)], tmp_path / "cuts.jsonl.gz")
+    hyp = Hypothesis(("▁hel", "lo"), (0.4, 0.6), (Word("hello", 0.3, 0.6),), -1.0)
+    write_nbest([NBest("empty", 1.0, ()), NBest("u1", 1.0, (hyp,))], tmp_path / "nbest.jsonl")
+    return tmp_path
+
+
+def test_alignment(decoded):
+    files = ("--cuts", decoded / "cuts.jsonl.gz", "--hyps", decoded / "nbest.jsonl", "--out")
+    assert plot("alignment", *files, decoded / "first.png") == 0
+    assert plot("alignment", *files, decoded / "named.png", "--utterance", "u1") == 0
+    assert (decoded / "first.png").read_bytes() == (decoded / "named.png").read_bytes()
+
+
+def test_alignment_of_an_unknown_utterance(decoded, capsys):
+    files = ("--cuts", decoded / "cuts.jsonl.gz", "--hyps", decoded / "nbest.jsonl", "--out", decoded / "a.png")
+    assert plot("alignment", *files, "--utterance", "u9") == 1
+    assert "'u9'" in capsys.readouterr().err

@@ -1,0 +1,105 @@
+import gzip
+import json
+
+import pytest
+from lhotse import MonoCut, Recording, SupervisionSegment
+from lhotse.audio import AudioSource
+
+from asrkit.cli.main import main
+from asrkit.data.formats import write_nbest
+from asrkit.types import Hypothesis, NBest, Word
+
+REFS = {"u1": ("the cat sat", "ann"), "u2": ("on the mat", "bob"), "u3": ("yes", "bob")}
+
+
+def cut(utterance, text, speaker):
+    recording = Recording(utterance, [AudioSource("file", [0], f"{utterance}.wav")], 16000, 16000, 1.0)
+    supervision = SupervisionSegment(
+        utterance, utterance, 0.0, 1.0, text=text, speaker=speaker, custom={"domain": "home"}
+    )
+    return MonoCut(utterance, 0.0, 1.0, 0, supervisions=[supervision], recording=recording)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """References as a manifest and as Kaldi text, hypotheses as N-best lists and as text."""
+    with gzip.open(tmp_path / "refs.jsonl.gz", "wt") as file:
+        for utterance, (text, speaker) in REFS.items():
+            file.write(json.dumps(cut(utterance, text, speaker).to_dict()) + "\n")
+    (tmp_path / "refs").write_text("".join(f"{utterance} {text}\n" for utterance, (text, _) in REFS.items()))
+    hyps = {"u1": "the bat sat", "u2": "on the mat", "u3": "yes"}
+    (tmp_path / "hyps").write_text("".join(f"{utterance} {text}\n" for utterance, text in hyps.items()))
+    write_nbest((nbest(utterance, text) for utterance, text in hyps.items()), tmp_path / "nbest.jsonl")
+    return tmp_path
+
+
+def nbest(utterance, text):
+    words = tuple(Word(word, 0.0, 0.1) for word in text.split())
+    return NBest(utterance, 1.0, (Hypothesis((), (), words, -1.0), Hypothesis((), (), (), -2.0)))
+
+
+def score(folder, refs="refs.jsonl.gz", hyps="nbest.jsonl", *more):
+    return main(["score", "--refs", f"{folder}/{refs}", "--hyps", f"{folder}/{hyps}", "--out", f"{folder}/out", *more])
+
+
+def test_score_of_a_manifest(folder, capsys):
+    assert score(folder, "refs.jsonl.gz", "nbest.jsonl", "--by", "speaker", "domain") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["%WER 14.29 [ 1 / 7, 0 ins, 0 del, 1 sub ]", "%SER 33.33 [ 1 / 3 ]"]
+    figures = json.loads((folder / "out" / "score.json").read_text())
+    assert figures["wer"] == pytest.approx(100 / 7) and figures["wer_interval"][0] <= figures["wer"]
+    assert figures["first_word"]["errors"] == 0 and figures["other_words"]["errors"] == 1
+    assert figures["by"]["speaker"]["ann"]["wer"] == pytest.approx(100 / 3)
+    assert figures["by"]["speaker"]["bob"]["errors"] == 0 and figures["by"]["domain"]["home"]["words"] == 7
+    assert figures["confusions"]["substitutions"] == [["cat", "bat", 1]]
+    assert "  hyp  the  bat  sat\n" in (folder / "out" / "alignments.txt").read_text()
+
+
+def test_text_scores_as_manifest_and_nbest_do(folder):
+    assert score(folder) == 0
+    first = json.loads((folder / "out" / "score.json").read_text())
+    assert score(folder, "refs", "hyps") == 0
+    second = json.loads((folder / "out" / "score.json").read_text())
+    for name in ("references", "hypotheses", "command"):
+        first.pop(name), second.pop(name)
+    assert first == second
+
+
+def test_missing_utterances_are_deletions_and_reported(folder, capsys):
+    (folder / "hyps").write_text("u1 the cat sat\nu3 yes\n")
+    assert score(folder, "refs", "hyps") == 0
+    output = capsys.readouterr()
+    assert "[ 3 / 7, 0 ins, 3 del, 0 sub ]" in output.out
+    assert "1 of 3 utterances are missing" in output.err and "u2" in output.err
+    assert json.loads((folder / "out" / "score.json").read_text())["missing"] == ["u2"]
+
+
+def test_baseline_and_blocks(folder, capsys):
+    (folder / "baseline").write_text("u1 a bat sat\nu2 on a mat\nu3 yes\n")
+    assert score(folder, "refs.jsonl.gz", "hyps", "--baseline", f"{folder}/baseline", "--blocks", "speaker") == 0
+    figures = json.loads((folder / "out" / "score.json").read_text())
+    assert figures["interval_over"] == "speaker"
+    assert figures["baseline"]["wer"] == pytest.approx(300 / 7)
+    assert figures["baseline"]["difference"] == pytest.approx(-200 / 7)
+    assert "-28.57 points" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "arguments", "problem"),
+    [
+        ("hyps", "u1 a\nu9 b\n", ("refs", "hyps"), "hypothesis 'u9' has no reference"),
+        ("hyps", "u1 a\nu1 b\n", ("refs", "hyps"), "line 2: utterance 'u1' comes twice"),
+        ("refs", "u1\n", ("refs", "hyps"), "has no reference"),
+        ("bad.jsonl", "{half\n", ("refs", "bad.jsonl"), "bad.jsonl: line 1"),
+        ("bad.jsonl", "{half\n", ("bad.jsonl", "hyps"), "bad.jsonl: line 1"),
+        ("refs", "u1 a\n", ("refs", "none"), "none: No such file"),
+        ("x", "", ("refs", "hyps", "--by", "speaker"), "no attribute 'speaker'"),
+        ("x", "", ("refs.jsonl.gz", "hyps", "--by", "accent"), "no attribute 'accent'"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(folder, capsys, file, content, arguments, problem):
+    (folder / file).write_text(content)
+    assert score(folder, *arguments) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert problem in lines[-1] and lines[-1].startswith("asrkit score: ")
+    assert not (folder / "out").exists()

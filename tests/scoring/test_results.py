@@ -1,0 +1,115 @@
+import json
+import subprocess
+
+import pytest
+
+from asrkit.errors import InputError
+from asrkit.scoring.provenance import git_version, machine
+from asrkit.scoring.results import Claim, Results, Row, evaluate, markdown, read_measures
+
+MEASURES = {"a": {"wer": 4.0, "by": {"speaker": {"f-1": {"wer": 6.0}}}, "ser": None}, "b": {"wer": 5.0}}
+
+
+def score_json(wer, **more):
+    rates = {"wer": wer, "errors": 1, "words": 20, "insertions": 0, "deletions": 0, "substitutions": 1}
+    return {**rates, "wer_interval": [1.0, 9.0], "first_word": rates, "other_words": rates | {"wer": None}, **more}
+
+
+@pytest.fixture
+def experiments(tmp_path):
+    """Two sets decoded with one model, with commands and figures."""
+    for name, wer in (("full", 5.0), ("streaming", 5.5)):
+        (tmp_path / "asr" / name).mkdir(parents=True)
+        (tmp_path / "asr" / name / "score.json").write_text(json.dumps(score_json(wer, command=f"score {name}")))
+    decode = {"command": "decode full", "real_time_factor": 0.0312, "threads": 1}
+    (tmp_path / "asr" / "full" / "decode.json").write_text(json.dumps(decode))
+    train = {"command": "train", "parameters": 812345, "peak_memory_bytes": 800.4e6, "seconds": 600, "hours": 2}
+    (tmp_path / "asr" / "train.json").write_text(json.dumps(train))
+    return tmp_path
+
+
+ROWS = {"full": Row("full context", "asr/full"), "live": Row("streaming", "asr/streaming")}
+
+
+@pytest.mark.parametrize(
+    ("expression", "value"),
+    [
+        ("a.wer", 4.0),
+        ("b.wer - a.wer", 1.0),
+        ("100 * (b.wer - a.wer) / b.wer", 20.0),
+        ("-a.wer + 1", -3.0),
+        ('a.by.speaker["f-1"].wer', 6.0),
+    ],
+)
+def test_evaluate(expression, value):
+    assert evaluate(expression, MEASURES) == pytest.approx(value)
+
+
+@pytest.mark.parametrize(
+    ("expression", "problem"),
+    [
+        ("c.wer", "'c' is not measured"),
+        ("a.cer", "'cer' is not measured"),
+        ("a", "not a number"),
+        ("a.ser", "not a number"),
+        ("a.wer /", "not an arithmetic expression"),
+        ("a.wer / (b.wer - b.wer)", "division by zero"),
+        ("a.wer.real", "not"),
+        ("__import__('os').getcwd()", "only"),
+        ("a.wer ** 999999", "only"),
+    ],
+)
+def test_evaluate_refuses(expression, problem):
+    with pytest.raises(InputError, match=problem):
+        evaluate(expression, MEASURES)
+
+
+def test_markdown_shows_figures_and_verdicts(experiments):
+    claims = [
+        Claim("WER", "full.wer", at_most=5.0, paper="4.2"),
+        Claim("loss of streaming", "live.wer - full.wer", at_most=0.4),
+        Claim("parameters", "live.train.parameters", at_least=1e6),
+        Claim("real-time factor", "full.decode.real_time_factor"),
+    ]
+    results = Results("My title", ROWS, "Words first.", claims, {"pictures/a.png": "An alignment"})
+    text = markdown(results, read_measures(ROWS, experiments), "abc123", "a machine")
+    lines = text.splitlines()
+    assert lines[0] == "# My title" and "Words first." in text and "- git: abc123\n- machine: a machine" in text
+    row = "| full context | **5.00** | 1.00–9.00 | 20 | 0 | 0 | 1 | 5.00 | – | 0.031 (1 thread) | 812,345 |"
+    assert row in lines
+    assert "| WER | 4.2 | at most 5 | 5.00 | met |" in lines
+    assert "| loss of streaming | – | at most 0.4 | 0.50 | **not met** |" in lines
+    assert "| parameters | – | at least 1e+06 | 812,345 | **not met** |" in lines
+    assert "| real-time factor | – | – | 0.0312 | – |" in lines
+    assert "| asr | 812,345 | 800 | 2.00 | 10.0 |" in lines
+    assert "![An alignment](pictures/a.png)" in text
+    assert "train\ndecode full\nscore full\nscore streaming" in text
+    assert text == markdown(results, read_measures(ROWS, experiments), "abc123", "a machine")
+
+
+def test_a_row_that_was_not_scored_is_named(experiments):
+    with pytest.raises(InputError, match="asr/none/score.json"):
+        read_measures({"none": Row("none", "asr/none")}, experiments)
+    (experiments / "asr" / "full" / "score.json").write_text("{half")
+    with pytest.raises(InputError, match="full/score.json: not JSON"):
+        read_measures(ROWS, experiments)
+
+
+def test_git_version_marks_a_changed_tree_but_not_for_its_own_results(tmp_path):
+    assert git_version(tmp_path) == "unknown (no git checkout)"
+    identity = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
+    (tmp_path / "code.py").write_text("1")
+    for command in (["init", "-q"], ["add", "."], [*identity, "commit", "-q", "-m", "m"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    clean = git_version(tmp_path)
+    assert len(clean) == 12
+    (tmp_path / "recipe" / "pictures").mkdir(parents=True)
+    (tmp_path / "recipe" / "RESULTS.md").write_text("figures")
+    (tmp_path / "recipe" / "pictures" / "a.png").write_text("picture")
+    assert git_version(tmp_path / "recipe") == clean
+    (tmp_path / "code.py").write_text("2")
+    assert git_version(tmp_path / "recipe") == f"{clean}+dirty"
+
+
+def test_machine_names_torch():
+    assert "core" in machine() and "torch 2" in machine()
