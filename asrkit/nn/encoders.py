@@ -32,7 +32,7 @@ class EncoderConfig:
     subsampling_channels: int = 32
     dropout: float = 0.1
     chunk_sizes: tuple[int, ...] = (0, 16)
-    """Chunk sizes drawn from in training, one a batch; 0 is the whole utterance. The last one is the streaming default."""
+    """Drawn from in training, one a batch; 0 is the whole utterance. The last one is the streaming default."""
     left_context: int = 64
     """Frames before its chunk that a frame attends to when streaming."""
 
@@ -87,7 +87,9 @@ class Attention(nn.Module):
         return [self.out.weight.new_zeros(n, self.left_context, 2 * self.out.in_features)]
 
     def forward(self, x: Tensor, mask: Tensor, cache: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Attend from x (N, T, D) to `cache` (N, L, 2D) and x under `mask` (N, 1, T, L + T); return output and new cache.
+        """Attend from x (N, T, D) to `cache` (N, L, 2D) and x under `mask` (N, 1, T, L + T).
+
+        Returns the output (N, T, D) and the new cache (N, L, 2D).
 
         Keys are cached without their rotation: positions count from the oldest cached frame, so they stay small however
         long the stream, and only differences of positions matter.
@@ -169,7 +171,10 @@ class Conformer(nn.Module):
         self.layers = nn.ModuleList(ConformerLayer(config) for _ in range(config.layers))
 
     def forward(self, features: Tensor, feature_lens: Tensor, chunk_size: int | None = None) -> tuple[Tensor, Tensor]:
-        """Encode whole utterances; attention sees chunks of `chunk_size` frames, drawn at random in training if None."""
+        """Encode whole utterances; attention sees chunks of `chunk_size` frames.
+
+        None means one of the configured sizes at random in training, and the whole utterance otherwise.
+        """
         x, lens = self.subsampling(features, feature_lens)
         if chunk_size is None:
             sizes = self.config.chunk_sizes
@@ -191,9 +196,9 @@ class Conformer(nn.Module):
         return state
 
     def step(self, features: Tensor, state: list[Tensor], inside: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
-        """Encode one chunk, features (N, 4c, F), to (N, c, D); frames of one chunk attend to each other and to the past.
+        """Encode one chunk, features (N, 4c, F), to (N, c, D).
 
-        Frames not `inside` (N, 4c), at the end of an utterance, count as silence.
+        Its frames attend to each other and to the left context. Frames not `inside` (N, 4c), at the end of an utterance, count as silence.
         """
         processed = state[0]
         x, new_state = self.subsampling.step(features, state[1:3], inside)

@@ -40,7 +40,10 @@ class Subsampling(nn.Module):
         return out, (feature_lens + SUBSAMPLING - 1) // SUBSAMPLING
 
     def step(self, features: Tensor, state: list[Tensor], inside: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
-        """Map the next features (N, 4c, F) of each stream to (N, c, D); frames not `inside` (N, 4c) count as silence."""
+        """Map the next features (N, 4c, F) of each stream to (N, c, D).
+
+        Frames not `inside` (N, 4c) count as silence. Also returns the new state.
+        """
         x = (features - LOG_MEL_MEAN) / LOG_MEL_SCALE
         if inside is not None:
             x = x.masked_fill(~inside[:, :, None], 0.0)

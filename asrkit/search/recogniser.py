@@ -18,7 +18,8 @@ from asrkit.models import MODELS
 from asrkit.models.checkpoint import load_weights
 from asrkit.models.transducer import Transducer
 from asrkit.nn.subsampling import SUBSAMPLING
-from asrkit.search.transducer import BeamSearch, GreedySearch, Path as TokenPath
+from asrkit.search.transducer import BeamSearch, GreedySearch
+from asrkit.search.transducer import Path as TokenPath
 from asrkit.text.tokenizer import Tokenizer, load_tokenizer
 from asrkit.types import Hypothesis, NBest, Word
 
@@ -50,8 +51,8 @@ class Recogniser:
     def transcribe(self, source: Path | str) -> NBest:
         """Transcribe one audio file of any format, rate and length, or raw 16-bit PCM on standard input for "-".
 
-        The encoder sees the whole of it, unless it is longer than LONG_SECONDS: then it is streamed, in memory that does
-        not grow with its length.
+        The encoder sees the whole of it, unless it is longer than LONG_SECONDS: then it is streamed, in memory that
+        does not grow with its length.
 
         Raises:
             InputError: the audio is missing, truncated, empty or not audio; names the file.
@@ -70,7 +71,7 @@ class Recogniser:
     def recognise(self, utterances: list[Tensor], names: list[str], chunk_size: int = 0) -> list[NBest]:
         """Transcribe N utterances (S,) at the model's sampling rate in one batch.
 
-        `chunk_size` limits attention as streaming with chunks of so many encoder frames would; 0 is the whole utterance.
+        `chunk_size` limits attention as streaming with chunks of so many encoder frames would; 0 does not limit it.
         """
         features, feature_lens = pad_features([self.fbank(samples) for samples in utterances])
         device = self.model.device
