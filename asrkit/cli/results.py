@@ -18,16 +18,16 @@ def results(recipe: Path, *, exp: Path | None = None, out: Path | None = None) -
     """Write RESULTS.md as the recipe's results.yaml describes it, and print each claim that is not met.
 
     Args:
-        recipe: folder with results.yaml and pictures.
+        recipe: folder with results.yaml.
         exp: the experiments' folder; RECIPE/exp by default.
-        out: the file to write; RECIPE/RESULTS.md by default.
+        out: the file to write, beside its pictures; RECIPE/RESULTS.md by default.
     """
     described = read_config(Results, [recipe / "results.yaml"])
-    for picture in described.pictures:
-        if not (recipe / picture).is_file():
-            raise InputError(f"{recipe / 'results.yaml'}: picture {recipe / picture} does not exist")
-    measures = read_measures(described.rows, exp or recipe / "exp")
     out = out or recipe / "RESULTS.md"
+    for picture in described.pictures:
+        if not (out.parent / picture).is_file():
+            raise InputError(f"{recipe / 'results.yaml'}: picture {out.parent / picture} does not exist")
+    measures = read_measures(described.rows, exp or recipe / "exp")
     with atomic_write(out) as file:
         file.write(markdown(described, measures, git_version(recipe), machine()))
     unmet = [claim.claim for claim in described.claims if not is_met(claim, evaluate(claim.value, measures))]

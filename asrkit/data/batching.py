@@ -1,6 +1,7 @@
 """Batches of padded features and tokens, the same for any number of workers, sharded over processes."""
 
 import logging
+import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -17,11 +18,14 @@ from torch.utils.data import DataLoader, Dataset
 from asrkit.data.alignment import UNLABELLED, FrameLabels
 from asrkit.data.audio import read_cut
 from asrkit.data.augmentation import AugmentationConfig, Augmenter
-from asrkit.data.features import Fbank, FeatureConfig, num_frames, pad_features
+from asrkit.data.features import FRAME_SHIFT, SILENCE, Fbank, FeatureConfig, num_frames, pad_features
 from asrkit.data.manifests import load_cuts
 from asrkit.errors import InputError
 
 SUBSAMPLING = 4  # feature frames an encoder frame, for the length filter
+# Shapes are rounded up to few different ones: kernels are compiled for a shape (by oneDNN on the CPU, which would take
+# a quarter of each step; by cuDNN's search on a GPU) and found again when it comes back.
+FRAME_STEP, LABEL_STEP = 32, 4
 LENGTH_JITTER = 0.1  # batches mix cuts whose durations differ by up to this part, so that neighbours change each epoch
 
 
@@ -134,8 +138,9 @@ class BatchLoader:
     def plan(self, number: int) -> list[list[int]]:
         """Return the batches of an epoch, of all processes, as indices into `self.cuts`."""
         rng = random.Random(f"{self._seed} {number}")
-        lengths = [cut.duration for cut in self.cuts]
-        keys = [length * rng.uniform(1, 1 + LENGTH_JITTER) for length in lengths] if self._shuffle else lengths
+        step = FRAME_STEP * FRAME_SHIFT
+        lengths = [math.ceil(cut.duration / step) * step for cut in self.cuts]  # as they will be padded
+        keys = [cut.duration * (rng.uniform(1, 1 + LENGTH_JITTER) if self._shuffle else 1) for cut in self.cuts]
         batches: list[list[int]] = []
         longest = 0.0
         for index in sorted(range(len(lengths)), key=keys.__getitem__):
@@ -151,10 +156,11 @@ class BatchLoader:
     def assemble(self, indices: list[int], features: Tensor, feature_lens: Tensor, speeds: tuple[float, ...]) -> Batch:
         """Return the batch of the cuts with these indices, given their features (N, T, D) and speed perturbations."""
         tokens = [torch.tensor(self.tokens[index], dtype=torch.int64) for index in indices]
+        padded = pad_sequence(tokens, batch_first=True)
         return Batch(
-            features=features,
+            features=torch.nn.functional.pad(features, (0, 0, 0, -features.shape[1] % FRAME_STEP), value=SILENCE),
             feature_lens=feature_lens,
-            tokens=pad_sequence(tokens, batch_first=True),
+            tokens=torch.nn.functional.pad(padded, (0, -padded.shape[1] % LABEL_STEP)),
             token_lens=torch.tensor([len(utterance) for utterance in tokens]),
             cuts=CutSet.from_cuts(self.cuts[index] for index in indices),
             frame_labels=self._label_frames(indices, feature_lens.tolist(), speeds) if self._frame_labels else None,
@@ -165,7 +171,9 @@ class BatchLoader:
             self._frame_labels(self.cuts[index], -(-length // SUBSAMPLING), SUBSAMPLING, speed)
             for index, length, speed in zip(indices, feature_lens, speeds, strict=True)
         ]
-        return pad_sequence(labels, batch_first=True, padding_value=UNLABELLED)
+        labels = pad_sequence(labels, batch_first=True, padding_value=UNLABELLED)
+        missing = -labels.shape[1] % (FRAME_STEP // SUBSAMPLING)
+        return torch.nn.functional.pad(labels, (0, missing), value=UNLABELLED)
 
 
 class _CutData(Dataset):

@@ -39,7 +39,8 @@ def transducer_loss(logits: Tensor, targets: Tensor, logit_lens: Tensor, target_
 class _TransducerLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits: Tensor, targets: Tensor, logit_lens: Tensor, target_lens: Tensor) -> Tensor:
-        normaliser = logits.float().logsumexp(dim=-1)  # (N, T, U + 1)
+        # An utterance at a time, so that what is computed on the way stays in the cache.
+        normaliser = torch.stack([x.float().logsumexp(dim=-1) for x in logits])  # (N, T, U + 1)
         blank = logits[..., 0] - normaliser  # (N, T, U + 1)
         index = targets[:, None, :, None].expand(-1, logits.shape[1], -1, 1)
         label = logits[:, :, :-1].gather(-1, index).squeeze(-1) - normaliser[:, :, :-1]  # (N, T, U)
@@ -55,11 +56,14 @@ class _TransducerLoss(torch.autograd.Function):
         blank, label = blank * scale, label * scale
         through = blank.clone()
         through[:, :, :-1] += label
-        grad = (logits - normaliser[..., None]).exp_().mul_(through[..., None])
-        grad[..., 0] -= blank
-        index = targets[:, None, :, None].expand(-1, logits.shape[1], -1, 1)
-        grad[:, :, :-1].scatter_add_(-1, index, -label[..., None])
-        return grad.to(logits.dtype), None, None, None
+        grad = torch.empty_like(logits)
+        for n, x in enumerate(logits):
+            g = (x.float() - normaliser[n, ..., None]).exp_().mul_(through[n, ..., None])  # (T, U + 1, V)
+            g[..., 0] -= blank[n]
+            index = targets[n, None, :, None].expand(len(g), -1, 1)
+            g[:, :-1].scatter_add_(-1, index, -label[n, ..., None])
+            grad[n] = g
+        return grad, None, None, None
 
 
 def lattice(blank: Tensor, label: Tensor, frame_lens: Tensor, label_lens: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -198,7 +198,8 @@ class Conformer(nn.Module):
     def step(self, features: Tensor, state: list[Tensor], inside: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
         """Encode one chunk, features (N, 4c, F), to (N, c, D).
 
-        Its frames attend to each other and to the left context. Frames not `inside` (N, 4c), at the end of an utterance, count as silence.
+        Its frames attend to each other and to the left context. Frames not `inside` (N, 4c), at the end of an
+        utterance, count as silence.
         """
         processed = state[0]
         x, new_state = self.subsampling.step(features, state[1:3], inside)

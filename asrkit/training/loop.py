@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import signal
 import time
 from collections import Counter
@@ -34,6 +35,9 @@ from asrkit.training.state import (
 )
 
 log = logging.getLogger(__name__)
+
+# oneDNN compiles a kernel for each shape and forgets all but the last 1,024; it reads this when it is first used.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
 
 MOST_SKIPPED_STEPS = 5  # in a row; more mean that the weights or the data are beyond repair
 

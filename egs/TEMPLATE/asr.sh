@@ -14,6 +14,7 @@
 #   --stage N, --stop-stage N  first and last stage (1, 6); a stage that is done is passed over quickly
 #   --setting NAME             folder of conf/ with train.yaml and prepare.options ("default")
 #   --experiment NAME          experiment directory below exp/ (the setting)
+#   --work DIR                 where data/, exp/, pictures/ and RESULTS.md go (the recipe's own folder)
 #   --processes N              training processes on this machine (1); for more machines see tools/slurm
 #   --beam N                   hypotheses kept in decoding (4)
 #   --corpus NAME              what `asrkit data prepare` calls it
@@ -28,6 +29,7 @@ stage=1
 stop_stage=6
 setting=default
 experiment=
+work=.
 processes=1
 beam=4
 corpus=
@@ -45,8 +47,8 @@ source "$root/tools/parse_options.sh"
 source "$root/tools/setup.sh"
 
 experiment=${experiment:-$setting}
-exp=exp/$experiment
-data=data/$setting
+exp=$work/exp/$experiment
+data=$work/data/$setting
 if [[ ! -f conf/$setting/train.yaml ]]; then
   echo "$0: --setting: no file $PWD/conf/$setting/train.yaml" >&2
   exit 1
@@ -75,6 +77,7 @@ fi
 if wanted 3 "train $exp"; then
   launch=(asrkit)
   if ((processes > 1)); then
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(($(nproc) > processes ? $(nproc) / processes : 1))}
     launch=(torchrun --standalone --nproc-per-node "$processes" -m asrkit.cli.main)
   fi
   "${launch[@]}" train --conf "conf/$setting/train.yaml" --train "$data/train.jsonl.gz" \
@@ -102,8 +105,8 @@ if wanted 5 "score"; then
 fi
 
 if wanted 6 "pictures and RESULTS.md"; then
-  asrkit plot curve --exp "$exp" --out pictures/curve.png
+  asrkit plot curve --exp "$exp" --out "$work/pictures/curve.png"
   asrkit plot alignment --cuts "${sets[0]}.jsonl.gz" --hyps "$exp/$(basename "${sets[0]}")/nbest.jsonl" \
-    --out pictures/alignment.png
-  asrkit results . --exp "$exp"
+    --out "$work/pictures/alignment.png"
+  asrkit results . --exp "$exp" --out "$work/RESULTS.md"
 fi

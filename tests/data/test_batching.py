@@ -1,4 +1,5 @@
 import logging
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -10,8 +11,8 @@ from lhotse.supervision import AlignmentItem
 
 from asrkit.data.alignment import UNLABELLED, FrameLabels
 from asrkit.data.augmentation import AugmentationConfig
-from asrkit.data.batching import BatchingConfig, BatchLoader
-from asrkit.data.features import Fbank, FeatureConfig
+from asrkit.data.batching import FRAME_STEP, BatchingConfig, BatchLoader
+from asrkit.data.features import SILENCE, Fbank, FeatureConfig
 from asrkit.data.manifests import save_cuts
 from asrkit.data.memory import probe, worst_batches
 from asrkit.errors import InputError
@@ -66,7 +67,9 @@ def test_a_batch_holds_what_its_cuts_say(cuts):
     assert sorted(sum(ids(batches), [])) == sorted(cut.id for cut in cuts)
     for batch in batches:
         assert max(cut.duration for cut in batch.cuts) * len(batch) <= BATCHING.max_duration
-        assert batch.features.shape[:2] == (len(batch), int(batch.feature_lens.max()))
+        frames = int(batch.feature_lens.max())
+        assert batch.features.shape[:2] == (len(batch), math.ceil(frames / FRAME_STEP) * FRAME_STEP)
+        assert (batch.features[:, frames:] == SILENCE).all()
         for row, cut in enumerate(batch.cuts):
             expected = fbank(torch.from_numpy(cut.load_audio()[0]))
             assert torch.equal(batch.features[row, : batch.feature_lens[row]], expected)
@@ -151,7 +154,7 @@ def test_frame_labels_follow_the_speed(cuts):
     batches = list(loader(CutSet(second_half), augmentation, frame_labels=units).epoch(0))
     for batch in batches:
         lens = (batch.feature_lens + 3) // 4
-        assert batch.frame_labels.shape == (len(batch), int(lens.max()))
+        assert batch.frame_labels.shape == (len(batch), batch.features.shape[1] // 4)
         for labels, length in zip(batch.frame_labels, lens, strict=True):
             assert (labels[length:] == UNLABELLED).all()
             assert (labels == 2).sum() == pytest.approx(int(length) / 2, abs=1)
