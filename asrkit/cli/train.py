@@ -9,7 +9,6 @@ interruption, it goes on where it was.
 """
 
 import logging
-import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from asrkit.errors import InputError
 from asrkit.models.transducer import Transducer, TransducerConfig
 from asrkit.text.tokenizer import copy_tokenizer, load_tokenizer
 from asrkit.training.config import TrainingConfig
+from asrkit.training.distributed import own_device, rank_and_world
 from asrkit.training.loop import train as run_training
 
 
@@ -91,7 +91,7 @@ def train_experiment(config: ExperimentConfig, train: Path, valid: Path, lang: P
         frame_labels = collect_frame_labels(load_cuts(train), config.model.frame_tier)
         sizes["frame_units"] = len(frame_labels.symbols)
     config = replace(config, model=replace(config.model, **sizes))
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, world = rank_and_world()
 
     def loader(cuts: Path, augmentation: AugmentationConfig | None) -> BatchLoader:
         return BatchLoader(
@@ -112,6 +112,7 @@ def train_experiment(config: ExperimentConfig, train: Path, valid: Path, lang: P
         copy_tokenizer(lang, out / "lang")
         write_config(config, out / "config.yaml")
     torch.manual_seed(config.training.seed)
-    model = Transducer(config.model)
-    probe(model, worst_batches(train_data))
+    model = Transducer(config.model).to(own_device())
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=config.training.bf16):
+        probe(model, worst_batches(train_data))
     run_training(model, train_data, valid_data, config.training, out)

@@ -7,7 +7,7 @@ import torch
 from lhotse.cut import Cut
 from torch import Tensor
 
-from asrkit.data.features import FRAME_SHIFT
+from asrkit.data.features import FRAME_SHIFT, SUBSAMPLING
 from asrkit.errors import InputError
 
 SILENCE_LABEL = "<sil>"  # label 0: every frame that no unit covers
@@ -21,10 +21,10 @@ class FrameLabels:
     tier: str
     symbols: tuple[str, ...]
 
-    def __call__(self, cut: Cut, frames: int, subsampling: int, speed: float = 1.0) -> Tensor:
+    def __call__(self, cut: Cut, frames: int, speed: float = 1.0) -> Tensor:
         """Return the label of the middle of each encoder frame, (frames,) int64.
 
-        An encoder frame is `subsampling` feature frames; the audio was played `speed` times as fast.
+        The audio was played `speed` times as fast as the cut's times say.
 
         Raises:
             InputError: a unit that was not there when the labels were numbered; names the cut.
@@ -34,7 +34,7 @@ class FrameLabels:
             return torch.full((frames,), UNLABELLED)
         index = {symbol: number for number, symbol in enumerate(self.symbols)}
         labels = torch.zeros(frames, dtype=torch.int64)
-        seconds = subsampling * FRAME_SHIFT * speed  # of the cut, an encoder frame
+        seconds = SUBSAMPLING * FRAME_SHIFT * speed  # of the cut, an encoder frame
         for item in items:
             if item.symbol not in index:
                 raise InputError(f"cut {cut.id}: {self.tier} '{item.symbol}' is not among the units of training")

@@ -18,11 +18,10 @@ from torch.utils.data import DataLoader, Dataset
 from asrkit.data.alignment import UNLABELLED, FrameLabels
 from asrkit.data.audio import read_cut
 from asrkit.data.augmentation import AugmentationConfig, Augmenter
-from asrkit.data.features import FRAME_SHIFT, SILENCE, Fbank, FeatureConfig, num_frames, pad_features
+from asrkit.data.features import FRAME_SHIFT, SILENCE, SUBSAMPLING, Fbank, FeatureConfig, num_frames, pad_features
 from asrkit.data.manifests import load_cuts
 from asrkit.errors import InputError
 
-SUBSAMPLING = 4  # feature frames an encoder frame, for the length filter
 # Shapes are rounded up to few different ones: kernels are compiled for a shape (by oneDNN on the CPU, which would take
 # a quarter of each step; by cuDNN's search on a GPU) and found again when it comes back.
 FRAME_STEP, LABEL_STEP = 32, 4
@@ -168,7 +167,7 @@ class BatchLoader:
 
     def _label_frames(self, indices: list[int], feature_lens: list[int], speeds: tuple[float, ...]) -> Tensor:
         labels = [
-            self._frame_labels(self.cuts[index], -(-length // SUBSAMPLING), SUBSAMPLING, speed)
+            self._frame_labels(self.cuts[index], -(-length // SUBSAMPLING), speed)
             for index, length, speed in zip(indices, feature_lens, speeds, strict=True)
         ]
         labels = pad_sequence(labels, batch_first=True, padding_value=UNLABELLED)

@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 FRAME_LENGTH = 0.025  # seconds
 FRAME_SHIFT = 0.010  # seconds
+SUBSAMPLING = 4  # feature frames that every encoder makes one encoder frame of
 PREEMPHASIS = 0.97
 LOW_FREQUENCY = 20.0  # Hz
 HIGH_FREQUENCY_MARGIN = 400.0  # Hz below the Nyquist frequency

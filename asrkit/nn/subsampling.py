@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-SUBSAMPLING = 4
-"""Feature frames (10 ms) per encoder frame (40 ms)."""
+from asrkit.data.features import SUBSAMPLING
 
 # Log-mel energies of speech in [-1, 1] lie around -8 with a spread of about 4. The transform is fixed, so that no
 # statistics of an utterance or of a corpus are needed, in streaming least of all.

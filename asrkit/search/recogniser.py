@@ -13,11 +13,10 @@ from torch import Tensor
 
 from asrkit.config import read_section
 from asrkit.data.audio import stream_audio
-from asrkit.data.features import FRAME_SHIFT, Fbank, FbankStream, FeatureConfig, pad_features
+from asrkit.data.features import FRAME_SHIFT, SUBSAMPLING, Fbank, FbankStream, FeatureConfig, pad_features
 from asrkit.models import MODELS
 from asrkit.models.checkpoint import load_weights
 from asrkit.models.transducer import Transducer
-from asrkit.nn.subsampling import SUBSAMPLING
 from asrkit.search.transducer import BeamSearch, GreedySearch
 from asrkit.search.transducer import Path as TokenPath
 from asrkit.text.tokenizer import Tokenizer, load_tokenizer

@@ -60,13 +60,23 @@ class Processes:
         return total
 
 
+def rank_and_world() -> tuple[int, int]:
+    """Return this process's number and how many there are, as torchrun's environment variables tell."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def own_device() -> torch.device:
+    """Return the device that this process trains on: its own GPU, or the CPU where there is none."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("cpu")
+
+
 @contextmanager
 def processes() -> Iterator[Processes]:
     """Join the processes that torchrun started, as its environment variables describe them, and leave at the end."""
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    (rank, world), device = rank_and_world(), own_device()
+    if device.type == "cuda":
         torch.cuda.set_device(device)
     if world > 1:
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")

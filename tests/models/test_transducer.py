@@ -1,0 +1,149 @@
+"""The losses of the transducer: what may not change them, and what its options do."""
+
+import pytest
+import torch
+from lhotse import CutSet
+from torch import Tensor
+
+from asrkit.data.alignment import UNLABELLED
+from asrkit.data.batching import Batch
+from asrkit.models.transducer import Transducer, TransducerConfig
+from asrkit.nn.decoders import PredictorConfig
+from asrkit.nn.encoders import EncoderConfig
+
+BINS, VOCAB, UNITS = 12, 6, 4
+LOSSES = ("loss", "transducer", "ctc", "frame")
+
+
+def tiny_model(kind: str = "conformer", **options) -> Transducer:
+    torch.manual_seed(0)
+    config = TransducerConfig(
+        encoder=EncoderConfig(kind=kind, dim=8, layers=2, heads=2, feedforward_dim=8, subsampling_channels=4),
+        predictor=PredictorConfig(kind="lstm" if kind == "lstm" else "stateless", dim=8),
+        joiner_dim=8,
+        frame_weight=0.5,
+        vocab_size=VOCAB,
+        num_mel_bins=BINS,
+        frame_units=UNITS,
+        **options,
+    )
+    return Transducer(config).eval()
+
+
+def make_batch(sizes: list[tuple[int, int]], extra_frames: int = 0, extra_labels: int = 0) -> Batch:
+    """Return a batch of utterances of (frames, labels); utterance i is always the same, its padding is not."""
+    draws = [torch.Generator().manual_seed(i) for i in range(len(sizes))]
+    features = [torch.randn(frames, BINS, generator=draw) - 8 for (frames, _), draw in zip(sizes, draws, strict=True)]
+    tokens = [torch.randint(1, VOCAB, (u,), generator=draw) for (_, u), draw in zip(sizes, draws, strict=True)]
+    labels = [torch.randint(UNITS, (-(-t // 4),), generator=draw) for (t, _), draw in zip(sizes, draws, strict=True)]
+    return Batch(
+        features=padded(features, 100.0, extra_frames),
+        feature_lens=torch.tensor([frames for frames, _ in sizes]),
+        tokens=padded(tokens, 0, extra_labels),
+        token_lens=torch.tensor([u for _, u in sizes]),
+        cuts=CutSet.from_cuts([]),
+        frame_labels=padded(labels, UNLABELLED, -(-extra_frames // 4)),
+    )
+
+
+def padded(rows: list[Tensor], value: float, extra: int) -> Tensor:
+    rows = [torch.nn.functional.pad(row, (0, 0) * (row.ndim - 1) + (0, extra), value=value) for row in rows]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)
+
+
+def alone(batch: Batch, i: int) -> Batch:
+    """Return utterance i of a batch without any padding."""
+    frames, labels = int(batch.feature_lens[i]), int(batch.token_lens[i])
+    return Batch(
+        batch.features[i : i + 1, :frames],
+        batch.feature_lens[i : i + 1],
+        batch.tokens[i : i + 1, :labels],
+        batch.token_lens[i : i + 1],
+        batch.cuts,
+        batch.frame_labels[i : i + 1, : -(-frames // 4)],
+    )
+
+
+@pytest.mark.parametrize("kind", ["conformer", "lstm"])
+@pytest.mark.parametrize("extra", [(0, 0), (1, 1), (64, 8)])
+def test_padding_and_batch_size_change_no_loss(kind, extra):
+    model = tiny_model(kind)
+    batch = make_batch([(61, 5), (40, 2), (7, 1), (23, 4)], *extra)
+    together, apart = model(batch), [model(alone(batch, i)) for i in range(4)]
+    assert set(together) == {*LOSSES, "weight"} and together["weight"] == 12
+    for name in LOSSES:
+        assert together[name].item() == pytest.approx(sum(losses[name].item() for losses in apart), rel=1e-5)
+    total = together["transducer"] + 0.3 * together["ctc"] + 0.5 * together["frame"]
+    assert together["loss"].item() == pytest.approx(total.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["conformer", "lstm"])
+def test_padding_changes_no_gradient(kind):
+    gradients = []
+    for extra in (0, 37):
+        model = tiny_model(kind)
+        model(make_batch([(61, 5), (40, 2)], extra, extra))["loss"].backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["conformer", "lstm"])
+def test_gradients_are_finite_and_reach_every_weight(kind):
+    """Also with more labels than frames, where CTC has no path, and with frames that are all the same."""
+    model = tiny_model(kind).train()
+    batch = make_batch([(61, 5), (8, 5)])
+    batch.features[1] = -16.0
+    losses = model(batch)
+    losses["loss"].backward()
+    assert all(losses[name].isfinite() and losses[name] > 0 for name in LOSSES)
+    for name, parameter in model.named_parameters():
+        assert parameter.grad.isfinite().all(), name
+        # A bias before a softmax over frames or a norm may have none, a matrix may not.
+        assert parameter.ndim == 1 or parameter.grad.abs().max() > 0, name
+
+
+def test_ctc_counts_nothing_where_it_has_no_path():
+    model = tiny_model()
+    batch = make_batch([(61, 5), (8, 5)])
+    assert model(batch)["ctc"].item() == pytest.approx(model(alone(batch, 0))["ctc"].item(), rel=1e-5)
+
+
+def test_the_warm_start_leaves_the_transducer_out():
+    model, batch = tiny_model(warm_start_hours=0.5).train(), make_batch([(61, 5), (40, 2)])
+    before = model(batch, hours=0.49)
+    before["loss"].backward()
+    assert "transducer" not in before
+    assert before["loss"].item() == pytest.approx((0.3 * before["ctc"] + 0.5 * before["frame"]).item(), rel=1e-6)
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is None) == name.startswith(("predictor.", "joiner.")), name
+    assert "transducer" in model(batch, hours=0.5)
+    assert "transducer" in model.eval()(batch, hours=0.0)  # so that validation losses can be compared
+
+
+def test_utterances_without_times_have_no_frame_loss():
+    model, batch = tiny_model(), make_batch([(61, 5), (40, 2), (7, 1)])
+    first = model(alone(batch, 0))["frame"].item()
+    batch.frame_labels[1:] = UNLABELLED
+    losses = model(batch)
+    assert losses["frame"].item() == pytest.approx(first, rel=1e-5)
+    batch.frame_labels[0] = UNLABELLED
+    model(batch)["loss"].backward()
+    assert model(batch)["frame"] == 0 and not model.frames.weight.grad.any()
+
+
+def test_the_frame_loss_is_a_mean_over_labelled_frames_times_the_labels():
+    model, batch = tiny_model(), alone(make_batch([(40, 3)]), 0)
+    batch.frame_labels[0, 2:5] = UNLABELLED
+    log_probs = model.frames(model.encoder(batch.features, batch.feature_lens)[0])[0].log_softmax(dim=-1)  # (T, C)
+    expected = [-log_probs[t, label] for t, label in enumerate(batch.frame_labels[0]) if label != UNLABELLED]
+    assert len(expected) == 7
+    assert model(batch)["frame"].item() == pytest.approx(3 * (sum(expected) / 7).item(), rel=1e-5)
+
+
+def test_a_batch_without_frame_labels_has_no_frame_loss():
+    batch = make_batch([(40, 2)])
+    model = tiny_model()
+    without = model(Batch(batch.features, batch.feature_lens, batch.tokens, batch.token_lens, batch.cuts))
+    assert set(without) == {"loss", "transducer", "ctc", "weight"}
+    assert without["ctc"] == model(batch)["ctc"]
