@@ -48,6 +48,8 @@ def run(tmp_path):
             "4|9|0.5|false|x $(echo y) 'z'|1|0",
         ),
         (["--name", ""], "1|9|0.5|false|||0"),
+        (["--name", "--hours 20", "--stage", "2"], "2|9|0.5|false|--hours 20||0"),
+        (["--name", "--training.steps=3"], "1|9|0.5|false|--training.steps=3||0"),
     ],
 )
 def test_options_set_variables(run, arguments, values):
@@ -116,6 +118,11 @@ def test_setup_uses_the_active_environment_once(copy):
     with (copy / "tools/constraints.txt").open("a") as file:
         file.write("# changed\n")
     assert len(set_up(copy).stdout.splitlines()) == 3
+
+
+def test_setup_can_be_told_to_do_nothing(copy):
+    done = set_up(copy, ASRKIT_SKIP_SETUP="1")
+    assert (done.returncode, done.stdout) == (0, "") and not (copy.parent / "env/asrkit-setup.log").exists()
 
 
 def test_setup_uses_conda_but_not_its_base(copy):

@@ -23,7 +23,7 @@ while (($#)); do
     echo "$0: unknown option '$1' (see --help)" >&2
     exit 1
   fi
-  if (($# < 2)) || [[ $2 == --* ]]; then
+  if (($# < 2)) || [[ $2 =~ ^--[a-z][a-z0-9_-]*$ ]]; then # "--hours 20", options for another command, is a value
     echo "$0: option '$1' needs a value" >&2
     exit 1
   fi

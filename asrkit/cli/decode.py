@@ -7,10 +7,11 @@ Usage:
 """
 
 import json
+import math
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -20,6 +21,7 @@ from typing import Literal
 import torch
 from lhotse.cut import Cut
 from torch import Tensor
+from tqdm import tqdm
 
 from asrkit.cli.main import run
 from asrkit.data.audio import is_audio, read_cut, stream_audio
@@ -61,17 +63,18 @@ def decode(
         chunk_size: encoder frames (40 ms) in a chunk when streaming; the model's own by default.
         threads: processor threads; all by default.
     """
+    for name, value in {"beam": beam, "chunk-size": chunk_size, "threads": threads}.items():
+        if value is not None and value < 1:
+            raise InputError(f"--{name} {value}: must be positive")
     if threads is not None:
         torch.set_num_threads(threads)
     recogniser = load(model, beam)
-    job = _Job(recogniser, (chunk_size or recogniser.streaming_chunk) if streaming else None, show_partial=out is None)
+    chunk_size = (chunk_size or recogniser.streaming_chunk) if streaming else None
+    job = _Job(recogniser, chunk_size, show_partial=streaming and out is None)
     sources = [source for name in inputs for source in _sources(name)]
-    with (
-        nbest_writer(out / "nbest.jsonl")
-        if out
-        else nullcontext(lambda n: print(FORMATS[format](n), flush=True)) as write
-    ):
-        for result in job.results(sources):
+    with nbest_writer(out / "nbest.jsonl") if out else nullcontext(_printer(format)) as write:
+        results = job.results(sources)
+        for result in progress(results, "decoding", len(sources), "utt") if out else results:
             write(result)
     if out:
         results = list(read_nbest(out / "nbest.jsonl"))
@@ -80,7 +83,7 @@ def decode(
         with atomic_write(out / "decode.json") as file:
             json.dump(job.summary(), file, indent=2)
     if job.failed:
-        raise InputError(f"{job.failed} of {len(sources)} inputs could not be read")
+        sys.exit(1)
 
 
 @dataclass
@@ -90,13 +93,13 @@ class _Job:
     recogniser: Recogniser
     chunk_size: int | None
     show_partial: bool
-    failed: int = 0
+    failed: int = 0  # sources that could not be read
     audio_seconds: float = 0.0
     seconds: float = 0.0
 
     def results(self, sources: list[str | Cut]) -> Iterator[NBest]:
         """Yield the result of each source that can be read; report the others on standard error."""
-        remaining = iter(progress(sources, "decoding", unit="utt"))
+        remaining = iter(sources)
         while window := list(islice(remaining, WINDOW if self.chunk_size is None else 1)):
             start = time.perf_counter()
             results = self._window(window)
@@ -129,7 +132,7 @@ class _Job:
                     short.append((position, source.id, read_cut(source, self.recogniser.features.sampling_rate)))
             except InputError as error:
                 self.failed += 1
-                print(f"asrkit decode: {error}", file=sys.stderr)
+                tqdm.write(f"asrkit decode: {error}", file=sys.stderr)  # clear of the progress bar
         for batch in _batches(short, BATCH_SECONDS * self.recogniser.features.sampling_rate):
             positions, names, samples = zip(*batch, strict=True)
             found.update(zip(positions, self.recogniser.recognise(list(samples), list(names)), strict=True))
@@ -155,12 +158,18 @@ class _Job:
         return text
 
 
+def _printer(format: str) -> Callable[[NBest], None]:
+    def write(result: NBest) -> None:
+        if text := FORMATS[format](result):  # an utterance without words has no line in CTM
+            print(text, flush=True)
+
+    return write
+
+
 def _cut_blocks(cut: Cut, rate: int) -> Iterator[Tensor]:
     """Yield the audio of a cut, a stretch at a time."""
-    start = 0.0
-    while start < cut.duration:
-        yield read_cut(cut.truncate(offset=start, duration=min(LONG_SECONDS, cut.duration - start)), rate)
-        start += LONG_SECONDS
+    for number in range(math.ceil(cut.num_samples / (LONG_SECONDS * cut.sampling_rate))):
+        yield read_cut(cut.truncate(offset=number * LONG_SECONDS, duration=LONG_SECONDS), rate)
 
 
 def _batches(items: Iterable[tuple[int, str, Tensor]], most: float) -> Iterator[list[tuple[int, str, Tensor]]]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from asrkit.cli.main import run
-from asrkit.config import read_config, write_config
+from asrkit.config import read_config, read_section, write_config
 from asrkit.data.alignment import collect_frame_labels
 from asrkit.data.augmentation import AugmentationConfig
 from asrkit.data.batching import BatchingConfig, BatchLoader
@@ -24,7 +24,7 @@ from asrkit.data.manifests import load_cuts
 from asrkit.data.memory import probe, worst_batches
 from asrkit.errors import InputError
 from asrkit.models.transducer import Transducer, TransducerConfig
-from asrkit.text.tokenizer import copy_tokenizer, load_tokenizer
+from asrkit.text.tokenizer import Tokenizer, copy_tokenizer, load_tokenizer
 from asrkit.training.config import TrainingConfig
 from asrkit.training.distributed import own_device, rank_and_world
 from asrkit.training.loop import train as run_training
@@ -108,6 +108,8 @@ def train_experiment(config: ExperimentConfig, train: Path, valid: Path, lang: P
         )
 
     train_data, valid_data = loader(train, config.augmentation), loader(valid, None)
+    if (out / "model.pt").exists():
+        _refuse_another_model(config, tokenizer, out)
     if rank == 0:
         copy_tokenizer(lang, out / "lang")
         write_config(config, out / "config.yaml")
@@ -116,3 +118,15 @@ def train_experiment(config: ExperimentConfig, train: Path, valid: Path, lang: P
     with torch.autocast(model.device.type, torch.bfloat16, enabled=config.training.bf16):
         probe(model, worst_batches(train_data))
     run_training(model, train_data, valid_data, config.training, out)
+
+
+def _refuse_another_model(config: ExperimentConfig, tokenizer: Tokenizer, out: Path) -> None:
+    """Raise InputError unless what was trained in `out` has this model: its description must stay that of its weights.
+
+    The training may change: it can be made longer, for instance.
+    """
+    for name, section in {"features": config.features, "model": config.model}.items():
+        if read_section(out / "config.yaml", name, type(section)) != section:
+            raise InputError(f"{out / 'config.yaml'}: begun with another '{name}' section; choose another --out")
+    if load_tokenizer(out / "lang").symbols != tokenizer.symbols:
+        raise InputError(f"{out / 'lang'}: begun with other tokens; choose another --out")

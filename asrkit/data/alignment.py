@@ -24,10 +24,8 @@ class FrameLabels:
     def __call__(self, cut: Cut, frames: int, speed: float = 1.0) -> Tensor:
         """Return the label of the middle of each encoder frame, (frames,) int64.
 
-        The audio was played `speed` times as fast as the cut's times say.
-
-        Raises:
-            InputError: a unit that was not there when the labels were numbered; names the cut.
+        An encoder frame is `subsampling` feature frames; the audio was played `speed` times as fast. Units that were
+        not there when the labels were numbered, as a rare phone of the validation data, stay unlabelled.
         """
         items = (cut.supervisions[0].alignment or {}).get(self.tier)
         if not items:
@@ -36,9 +34,8 @@ class FrameLabels:
         labels = torch.zeros(frames, dtype=torch.int64)
         seconds = SUBSAMPLING * FRAME_SHIFT * speed  # of the cut, an encoder frame
         for item in items:
-            if item.symbol not in index:
-                raise InputError(f"cut {cut.id}: {self.tier} '{item.symbol}' is not among the units of training")
-            labels[max(0, round(item.start / seconds)) : max(0, round(item.end / seconds))] = index[item.symbol]
+            span = slice(max(0, round(item.start / seconds)), max(0, round(item.end / seconds)))
+            labels[span] = index.get(item.symbol, UNLABELLED)
         return labels
 
 

@@ -1,7 +1,9 @@
 """Full-sum transducer loss, exact, with its gradient in closed form.
 
 Source: Graves, "Sequence Transduction with Recurrent Neural Networks", 1211.3711, eqs. 16-20. At every (t, u) of the
-lattice a blank moves to (t + 1, u) and label u + 1 moves to (t, u + 1); the path ends by the blank of the last frame.
+lattice a blank moves to (t + 1, u). Label u + 1 moves to (t, u + 1) in the "regular" topology of that paper, where the
+path ends by the blank of the last frame; in the "modified" one it moves to (t + 1, u + 1), so that a frame has at most
+one label (Tripathi et al., "Monotonic Recurrent Neural Network Transducer and Decoding Strategies", 2019).
 """
 
 import torch
@@ -11,7 +13,9 @@ from torch import Tensor
 LOG_ZERO = -1e30
 
 
-def transducer_loss(logits: Tensor, targets: Tensor, logit_lens: Tensor, target_lens: Tensor) -> Tensor:
+def transducer_loss(
+    logits: Tensor, targets: Tensor, logit_lens: Tensor, target_lens: Tensor, modified: bool = False
+) -> Tensor:
     """Return -log P(targets | logits), summed over all alignments, of each utterance.
 
     Args:
@@ -19,9 +23,11 @@ def transducer_loss(logits: Tensor, targets: Tensor, logit_lens: Tensor, target_
         targets: (N, U) int64, padded with anything below V.
         logit_lens: (N,) frames, each 1 … T.
         target_lens: (N,) labels, each 0 … U.
+        modified: at most one label a frame.
 
     Returns:
-        (N,) float32, differentiable in the logits.
+        (N,) float32, differentiable in the logits. An utterance with more labels than frames has no modified path: its
+        loss is infinite and its gradient zero.
 
     Raises:
         ValueError: shapes or lengths do not fit each other.
@@ -33,18 +39,20 @@ def transducer_loss(logits: Tensor, targets: Tensor, logit_lens: Tensor, target_
         raise ValueError(f"lengths must have shape ({n},)")
     if logit_lens.min() < 1 or logit_lens.max() > frames or target_lens.min() < 0 or target_lens.max() >= labels:
         raise ValueError(f"lengths outside 1 … {frames} frames or 0 … {labels - 1} labels")
-    return _TransducerLoss.apply(logits, targets, logit_lens, target_lens)
+    return _TransducerLoss.apply(logits, targets, logit_lens, target_lens, modified)
 
 
 class _TransducerLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, logits: Tensor, targets: Tensor, logit_lens: Tensor, target_lens: Tensor) -> Tensor:
+    def forward(
+        ctx, logits: Tensor, targets: Tensor, logit_lens: Tensor, target_lens: Tensor, modified: bool
+    ) -> Tensor:
         # An utterance at a time, so that what is computed on the way stays in the cache.
         normaliser = torch.stack([x.float().logsumexp(dim=-1) for x in logits])  # (N, T, U + 1)
         blank = logits[..., 0] - normaliser  # (N, T, U + 1)
         index = targets[:, None, :, None].expand(-1, logits.shape[1], -1, 1)
         label = logits[:, :, :-1].gather(-1, index).squeeze(-1) - normaliser[:, :, :-1]  # (N, T, U)
-        total, blank_occupation, label_occupation = lattice(blank, label, logit_lens, target_lens)
+        total, blank_occupation, label_occupation = lattice(blank, label, logit_lens, target_lens, modified)
         ctx.save_for_backward(logits, targets, normaliser, blank_occupation, label_occupation)
         return -total
 
@@ -63,10 +71,12 @@ class _TransducerLoss(torch.autograd.Function):
             index = targets[n, None, :, None].expand(len(g), -1, 1)
             g[:, :-1].scatter_add_(-1, index, -label[n, ..., None])
             grad[n] = g
-        return grad, None, None, None
+        return grad, None, None, None, None
 
 
-def lattice(blank: Tensor, label: Tensor, frame_lens: Tensor, label_lens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def lattice(
+    blank: Tensor, label: Tensor, frame_lens: Tensor, label_lens: Tensor, modified: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
     """Sum over all paths of the transducer lattice.
 
     Columns of equal u are solved by one cumulative log-sum over time each, so U + 1 steps do, in float64.
@@ -75,6 +85,7 @@ def lattice(blank: Tensor, label: Tensor, frame_lens: Tensor, label_lens: Tensor
         blank: (N, T, U + 1) log-probability of the blank at each node.
         label: (N, T, U) log-probability of the next label at each node.
         frame_lens, label_lens: (N,).
+        modified: labels take a frame, as blanks do.
 
     Returns:
         total (N,) float32, and the posterior probability that a path leaves each node by its blank (N, T, U + 1) and by
@@ -89,9 +100,17 @@ def lattice(blank: Tensor, label: Tensor, frame_lens: Tensor, label_lens: Tensor
     blank_sum = torch.cat([blank_sum.new_zeros(n, 1, columns), blank_sum.cumsum(dim=1)], dim=1)  # (N, T + 1, U + 1)
     before, after = blank_sum[:, :-1], blank_sum[:, -1:] - blank_sum[:, :-1]
 
+    def later(x: Tensor) -> Tensor:
+        """Scores (N, T) of the labels' frames as scores of the frames that they lead to."""
+        return torch.nn.functional.pad(x[:, :-1], (1, 0), value=LOG_ZERO) if modified else x
+
+    def earlier(x: Tensor, last: Tensor) -> Tensor:
+        """Scores (N, T) of frames, and (N,) of the end, as scores of the labels' frames that lead to them."""
+        return torch.cat([x[:, 1:], last[:, None]], dim=1) if modified else x
+
     forward = [before[:, :, 0]]
     for u in range(1, columns):
-        entering = forward[-1] + label[:, :, u - 1] - before[:, :, u]
+        entering = later(forward[-1] + label[:, :, u - 1]) - before[:, :, u]
         forward.append(entering.logcumsumexp(dim=1) + before[:, :, u])
 
     end = torch.where(
@@ -99,7 +118,7 @@ def lattice(blank: Tensor, label: Tensor, frame_lens: Tensor, label_lens: Tensor
     ).double()  # (N, U + 1)
     backward = [after[:, :, -1] + end[:, -1:]]
     for u in range(columns - 2, -1, -1):
-        leaving = label[:, :, u] + backward[-1] - after[:, :, u]
+        leaving = label[:, :, u] + earlier(backward[-1], end[:, u + 1]) - after[:, :, u]
         leaving = leaving.flip(1).logcumsumexp(dim=1).flip(1)
         backward.append(torch.logaddexp(leaving, end[:, u : u + 1]) + after[:, :, u])
 
@@ -110,5 +129,11 @@ def lattice(blank: Tensor, label: Tensor, frame_lens: Tensor, label_lens: Tensor
     step = blank_sum[:, 1:] - blank_sum[:, :-1]
     blank_occupation = (alpha + step + beta_next - total[:, None, None]).exp()
     blank_occupation = blank_occupation.masked_fill(outside_time[:, :, None], 0.0)
-    label_occupation = (alpha[:, :, :-1] + label + beta[:, :, 1:] - total[:, None, None]).exp()
-    return total.float(), blank_occupation.float(), label_occupation.float()
+    beta_after_label = (beta_next if modified else beta)[:, :, 1:]
+    label_occupation = (alpha[:, :, :-1] + label + beta_after_label - total[:, None, None]).exp()
+    impossible = total < LOG_ZERO / 2
+    total = total.masked_fill(impossible, -torch.inf)
+    blank_occupation, label_occupation = (
+        x.masked_fill(impossible[:, None, None], 0.0).float() for x in (blank_occupation, label_occupation)
+    )
+    return total.float(), blank_occupation, label_occupation

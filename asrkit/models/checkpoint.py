@@ -39,9 +39,12 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        contents = torch.load(path, map_location="cpu", weights_only=True)
+        file = path.open("rb")
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from error
+        raise InputError(f"{path}: {error.strerror}") from error
+    try:
+        with file:
+            contents = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file fails in any layer of zip, pickle and torch
         raise InputError(f"{path}: not a plain model file, or a damaged one") from error
     if not isinstance(contents, dict) or not isinstance(contents.get("model"), dict):

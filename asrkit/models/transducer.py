@@ -21,6 +21,9 @@ class TransducerConfig:
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     predictor: PredictorConfig = field(default_factory=PredictorConfig)
     joiner_dim: int = 144
+    topology: Literal["modified", "regular"] = "modified"
+    """At most one label a frame ("modified"), or any number. The regular one lets a model pile up the labels of a word
+    on its last frame, where a search has to find all of them at once."""
     ctc_weight: float = 0.3
     frame_weight: float = 0.0
     """Weight of the cross-entropy of the units spoken in each encoder frame, for corpora with time alignments."""
@@ -49,6 +52,10 @@ class Transducer(nn.Module):
         self.joiner = Joiner(config.encoder.dim, config.predictor.dim, config.joiner_dim, config.vocab_size)
         self.ctc = nn.Linear(config.encoder.dim, config.vocab_size)
         self.frames = nn.Linear(config.encoder.dim, config.frame_units) if config.frame_units else None
+
+    @property
+    def one_label_a_frame(self) -> bool:
+        return self.config.topology == "modified"
 
     @property
     def device(self) -> torch.device:
@@ -91,7 +98,7 @@ class Transducer(nn.Module):
         """Sum of the transducer losses of encoder_out (N, T, D) and tokens (N, U)."""
         predictor_out, _ = self.predictor(self.with_start(tokens), self.predictor.start(len(tokens)))
         logits = self.joiner(encoder_out, predictor_out)  # (N, T, U + 1, V)
-        return transducer_loss(logits, tokens, lens, token_lens).sum()
+        return transducer_loss(logits, tokens, lens, token_lens, self.one_label_a_frame).sum()
 
     @staticmethod
     def with_start(tokens: Tensor) -> Tensor:

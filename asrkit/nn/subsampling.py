@@ -31,9 +31,10 @@ class Subsampling(nn.Module):
         return [self.project.weight.new_zeros(n, *size) for size in self.state_sizes]
 
     def forward(self, features: Tensor, feature_lens: Tensor) -> tuple[Tensor, Tensor]:
-        """Map features (N, T, F), feature_lens (N,) to (N, ceil(T/4), D) and lengths (N,)."""
+        """Map features (N, T, F), feature_lens (N,) to (N, ceil(T/4), D), one frame if T is 0, and lengths (N,)."""
         n, frames, _ = features.shape
-        features = nn.functional.pad(features, (0, 0, 0, -frames % SUBSAMPLING))
+        missing = -frames % SUBSAMPLING if frames else SUBSAMPLING  # a click of no frames still is an utterance
+        features = nn.functional.pad(features, (0, 0, 0, missing))
         inside = torch.arange(features.shape[1], device=features.device) < feature_lens[:, None]  # (N, T)
         out, _ = self.step(features, self.start(n), inside)
         return out, (feature_lens + SUBSAMPLING - 1) // SUBSAMPLING

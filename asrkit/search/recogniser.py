@@ -14,6 +14,7 @@ from torch import Tensor
 from asrkit.config import read_section
 from asrkit.data.audio import stream_audio
 from asrkit.data.features import FRAME_SHIFT, SUBSAMPLING, Fbank, FbankStream, FeatureConfig, pad_features
+from asrkit.errors import InputError
 from asrkit.models import MODELS
 from asrkit.models.checkpoint import load_weights
 from asrkit.models.transducer import Transducer
@@ -161,4 +162,7 @@ def load(folder: Path | str, beam: int = 4, checkpoint: str = "model.pt") -> Rec
     config_class, model_class = MODELS["transducer"]
     model = model_class(read_section(folder / "config.yaml", "model", config_class))
     load_weights(model, folder / checkpoint)
-    return Recogniser(model, features, load_tokenizer(folder / "lang"), beam)
+    tokenizer = load_tokenizer(folder / "lang")
+    if tokenizer.vocab_size != (expected := model.config.vocab_size):
+        raise InputError(f"{folder / 'lang'}: {tokenizer.vocab_size} tokens, but the model has {expected}")
+    return Recogniser(model, features, tokenizer, beam)

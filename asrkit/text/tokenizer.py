@@ -78,8 +78,11 @@ class Tokenizer(ABC):
         Raises:
             InputError: a file cannot be written.
         """
-        for name in ("bpe.model", "lexicon.txt"):  # their presence tells the kind
-            (Path(lang_dir) / name).unlink(missing_ok=True)
+        for path in (Path(lang_dir) / "bpe.model", Path(lang_dir) / "lexicon.txt"):  # their presence tells the kind
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise InputError(f"{path}: cannot be written: {error.strerror}") from error
         self._save_model(Path(lang_dir))
         with atomic_write(Path(lang_dir) / "tokens.txt") as out:
             out.writelines(f"{symbol} {index}\n" for index, symbol in enumerate(self.symbols))

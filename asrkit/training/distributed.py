@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, distributed, nn
 
+from asrkit.errors import InputError
+
 
 @dataclass(frozen=True)
 class Processes:
@@ -74,7 +76,11 @@ def own_device() -> torch.device:
 
 @contextmanager
 def processes() -> Iterator[Processes]:
-    """Join the processes that torchrun started, as its environment variables describe them, and leave at the end."""
+    """Join the processes that torchrun started, as its environment variables describe them, and leave at the end.
+
+    Raises:
+        InputError: another process ended early (which says why itself).
+    """
     (rank, world), device = rank_and_world(), own_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -82,6 +88,10 @@ def processes() -> Iterator[Processes]:
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield Processes(rank, world, device)
+    except RuntimeError as error:
+        if "by peer" not in str(error):  # gloo's "Connection closed by peer" or "reset by peer"
+            raise
+        raise InputError("another process of this training ended; see its message") from error
     finally:
         if world > 1:
             distributed.destroy_process_group()

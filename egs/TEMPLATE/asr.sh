@@ -6,12 +6,12 @@
 #   1  prepare the corpus                     data/
 #   2  make the tokens                        data/lang
 #   3  train                                  exp/<experiment>
-#   4  decode the test sets                   exp/<experiment>/<set>, exp/<name>/<set>_streaming
+#   4  decode the test sets                   exp/<experiment>/<set>, exp/<experiment>/<set>_streaming
 #   5  score                                  score.json, alignments.txt beside the hypotheses
 #   6  pictures and RESULTS.md
 #
 # Options
-#   --stage N, --stop-stage N  first and last stage (1, 6); a stage that is done is passed over quickly
+#   --stage N, --stop-stage N  first and last stage (1, 6); a corpus or a training that is done is left as it is
 #   --setting NAME             folder of conf/ with train.yaml and prepare.options ("default")
 #   --experiment NAME          experiment directory below exp/ (the setting)
 #   --work DIR                 where data/, exp/, pictures/ and RESULTS.md go (the recipe's own folder)
@@ -57,7 +57,7 @@ read -ra sets <<<"$test_sets"
 read -ra streamed <<<"$stream_sets"
 sets=("${sets[@]/#/$data/}")
 streamed=("${streamed[@]/#/$data/}")
-read -ra prepare_options <<<"$(cat "conf/$setting/prepare.options") $prepare_options"
+read -ra prepare_options <<<"$(tr '\n' ' ' <"conf/$setting/prepare.options") $prepare_options"
 read -ra train_options <<<"$train_options"
 
 wanted() { # wanted N DESCRIPTION: whether stage N is asked for

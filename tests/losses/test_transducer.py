@@ -8,9 +8,18 @@ import torch
 from asrkit.losses.transducer import transducer_loss
 
 
-def enumerated_loss(logits: torch.Tensor, labels: list[int]) -> torch.Tensor:
+def enumerated_loss(logits: torch.Tensor, labels: list[int], modified: bool) -> torch.Tensor:
     """-log of the sum over every path, one by one; logits (T, U + 1, V)."""
     log_probs = logits.double().log_softmax(dim=-1)
+    if modified:
+        paths = []
+        for label_frames in itertools.combinations(range(len(logits)), len(labels)):
+            u, score = 0, logits.new_zeros((), dtype=torch.float64)
+            for t in range(len(logits)):
+                symbol = labels[u] if t in label_frames else 0
+                score, u = score + log_probs[t, u, symbol], u + (t in label_frames)
+            paths.append(score)
+        return -torch.stack(paths).logsumexp(dim=0)
     steps = logits.shape[0] - 1 + len(labels)
     paths = []
     for label_steps in itertools.combinations(range(steps), len(labels)):
@@ -31,13 +40,16 @@ def random_case(seed: int):
     return logits, torch.randint(1, 6, (4, 3)), torch.tensor([5, 3, 1, 4]), torch.tensor([3, 0, 2, 1])
 
 
+@pytest.mark.parametrize("modified", [False, True])
 @pytest.mark.parametrize("seed", range(3))
-def test_value_and_gradient_equal_enumeration(seed):
+def test_value_and_gradient_equal_enumeration(seed, modified):
     logits, targets, frames, labels = random_case(seed)
-    loss = transducer_loss(logits, targets, frames, labels)
+    if modified:
+        labels = torch.minimum(labels, frames)
+    loss = transducer_loss(logits, targets, frames, labels, modified)
     expected = torch.stack(
         [
-            enumerated_loss(x[:t, : u + 1], y[:u].tolist())
+            enumerated_loss(x[:t, : u + 1], y[:u].tolist(), modified)
             for x, y, t, u in zip(logits, targets, frames, labels, strict=True)
         ]
     )
@@ -58,14 +70,26 @@ def test_gradient_equals_finite_differences():
         assert grad[index].item() == pytest.approx((up - down).item() / 0.02, abs=2e-3)
 
 
-def test_padding_changes_nothing():
+def test_more_labels_than_frames_have_no_modified_path():
+    logits, targets, frames, labels = random_case(0)
+    loss = transducer_loss(logits, targets, frames, labels, modified=True)  # the third: 1 frame, 2 labels
+    assert loss.isinf().tolist() == [False, False, True, False]
+    (grad,) = torch.autograd.grad(loss[loss.isfinite()].sum() + 0 * loss[2], logits)
+    assert grad[[0, 1, 3]].isfinite().all()
+    (grad,) = torch.autograd.grad(transducer_loss(logits, targets, frames, labels, modified=True)[2], logits)
+    assert grad.abs().max() == 0
+
+
+@pytest.mark.parametrize("modified", [False, True])
+def test_padding_changes_nothing(modified):
     logits, targets, frames, labels = random_case(1)
-    loss = transducer_loss(logits, targets, frames, labels)
+    labels = torch.minimum(labels, frames)
+    loss = transducer_loss(logits, targets, frames, labels, modified)
     (grad,) = torch.autograd.grad(loss.sum(), logits)
     for i in range(len(logits)):
         t, u = int(frames[i]), int(labels[i])
         alone = logits[i : i + 1, :t, : u + 1].detach().requires_grad_()
-        single = transducer_loss(alone, targets[i : i + 1, :u], frames[i : i + 1], labels[i : i + 1])
+        single = transducer_loss(alone, targets[i : i + 1, :u], frames[i : i + 1], labels[i : i + 1], modified)
         torch.testing.assert_close(single[0], loss[i])
         torch.testing.assert_close(torch.autograd.grad(single, alone)[0][0], grad[i, :t, : u + 1])
         assert grad[i, t:].abs().max() == 0 if t < 5 else True

@@ -36,13 +36,14 @@ def make_batch(sizes: list[tuple[int, int]], extra_frames: int = 0, extra_labels
     features = [torch.randn(frames, BINS, generator=draw) - 8 for (frames, _), draw in zip(sizes, draws, strict=True)]
     tokens = [torch.randint(1, VOCAB, (u,), generator=draw) for (_, u), draw in zip(sizes, draws, strict=True)]
     labels = [torch.randint(UNITS, (-(-t // 4),), generator=draw) for (t, _), draw in zip(sizes, draws, strict=True)]
+    longest = max(frames for frames, _ in sizes)
     return Batch(
         features=padded(features, 100.0, extra_frames),
         feature_lens=torch.tensor([frames for frames, _ in sizes]),
         tokens=padded(tokens, 0, extra_labels),
         token_lens=torch.tensor([u for _, u in sizes]),
         cuts=CutSet.from_cuts([]),
-        frame_labels=padded(labels, UNLABELLED, -(-extra_frames // 4)),
+        frame_labels=padded(labels, UNLABELLED, -(-(longest + extra_frames) // 4) - -(-longest // 4)),
     )
 
 

@@ -14,13 +14,14 @@ from asrkit.search.transducer import BeamSearch, GreedySearch
 VOCAB = 4
 
 
-def tiny_model(kind: str = "lstm", seed: int = 0) -> Transducer:
+def tiny_model(kind: str = "lstm", seed: int = 0, topology: str = "regular") -> Transducer:
     torch.manual_seed(seed)
     config = TransducerConfig(
         encoder=EncoderConfig(dim=8, layers=1, heads=2, feedforward_dim=8),
         predictor=PredictorConfig(kind=kind, dim=8),
         joiner_dim=8,
         vocab_size=VOCAB,
+        topology=topology,
     )
     model = Transducer(config).eval()
     model.joiner.output.weight.data *= 4  # away from uniform, so that rankings are clear
@@ -50,46 +51,48 @@ def bigram(seed: int = 3) -> Bigram:
 
 
 @torch.no_grad()
-def enumerated(model, encoder_out, lm=None, weight=0.0):
-    """Total of every label sequence, by walking all frame-wise symbol strings; encoder_out (T, D)."""
-    totals: dict[tuple, list] = {}
-    for symbols in itertools.product(range(VOCAB), repeat=len(encoder_out)):
-        labels, score, fused = [], 0.0, 0.0
-        for t, symbol in enumerate(symbols):
-            history = torch.tensor([[0, *labels]])
-            out, _ = model.predictor(history, model.predictor.start(1))
-            log_probs = model.joiner(encoder_out[None, t : t + 1], out[:, -1:])[0, 0, 0].log_softmax(dim=-1)
-            score += log_probs[symbol].item()
-            if symbol:
-                if lm:
-                    fused += lm.table[labels[-1] if labels else 0, symbol].item()
-                labels.append(symbol)
-        totals.setdefault(tuple(labels), [[], fused])[0].append(score)
-    sums = {k: (torch.tensor(v).logsumexp(dim=0).item(), fused) for k, (v, fused) in totals.items()}
-    return sorted(((a + weight * f, k, a, f) for k, (a, f) in sums.items()), reverse=True)
+def enumerated(model, encoder_out, longest, lm=None, weight=0.0):
+    """(total, labels, acoustic, LM) of every label sequence up to a length, best first; encoder_out (1, T, D).
+
+    The acoustic score is the full-sum loss, which is tested against enumeration of all paths itself.
+    """
+    rows = []
+    lens = torch.tensor([encoder_out.shape[1]])
+    for length in range(longest + 1):
+        for labels in itertools.product(range(1, VOCAB), repeat=length):
+            targets = torch.tensor([labels], dtype=torch.int64).view(1, length)
+            acoustic = -model.transducer_loss(encoder_out, lens, targets, torch.tensor([length])).item()
+            fused = sum(lm.table[a, b].item() for a, b in itertools.pairwise([0, *labels])) if lm else 0.0
+            rows.append((acoustic + weight * fused, labels, acoustic, fused))
+    return sorted(rows, reverse=True)
 
 
 @pytest.mark.parametrize("kind", ["lstm", "stateless"])
 @pytest.mark.parametrize("weight", [0.0, 0.7])
-def test_wide_beam_is_exhaustive(kind, weight):
-    """With room for every label sequence, the search gives all of them, with exact scores, in the right order."""
-    model, lm = tiny_model(kind), bigram()
-    encoder_out = torch.randn(1, 4, 8)
-    expected = enumerated(model, encoder_out[0], lm, weight)
-    search = BeamSearch(model, beam=len(expected), scorers=[(lm, weight)])
+@pytest.mark.parametrize(("topology", "frames", "longest"), [("regular", 2, 2), ("modified", 4, 4)])
+def test_wide_beam_is_exhaustive(kind, weight, topology, frames, longest):
+    """With room for every label sequence, each has its full-sum score, and the ranking is that of all of them.
+
+    In the regular case the search has at most two labels a frame, so sequences of two have all their alignments.
+    """
+    model, lm = tiny_model(kind, topology=topology), bigram()
+    encoder_out = torch.randn(1, frames, 8)
+    search = BeamSearch(model, beam=200, scorers=[(lm, weight)], max_symbols=2, max_drop=torch.inf)
     state = search.start(1)
-    search.advance(state, encoder_out, torch.tensor([4]))
-    paths = search.hypotheses(state)[0]
-    assert [tuple(p.tokens) for p in paths] == [k for _, k, _, _ in expected]
+    search.advance(state, encoder_out, torch.tensor([frames]))
+    paths = [path for path in search.hypotheses(state)[0] if len(path.tokens) <= longest]
+    expected = enumerated(model, encoder_out, longest, lm, weight)
+    assert [tuple(path.tokens) for path in paths] == [labels for _, labels, _, _ in expected]
     for path, (total, _, acoustic, fused) in zip(paths, expected, strict=True):
         assert path.score == pytest.approx(total, abs=1e-4)
         assert path.scores["acoustic"] == pytest.approx(acoustic, abs=1e-4)
         assert path.scores["lm"] == pytest.approx(fused, abs=1e-4)
 
 
+@pytest.mark.parametrize("topology", ["regular", "modified"])
 @pytest.mark.parametrize("search_class", [GreedySearch, BeamSearch])
-def test_batch_and_chunks_change_nothing(search_class):
-    model = tiny_model()
+def test_batch_and_chunks_change_nothing(search_class, topology):
+    model = tiny_model(topology=topology)
     search = search_class(model)
     encoder_out, lens = torch.randn(3, 12, 8), torch.tensor([12, 5, 9])
     state = search.start(3)
@@ -105,25 +108,31 @@ def test_batch_and_chunks_change_nothing(search_class):
         assert [p.score for p in alone] == pytest.approx([p.score for p in together[i]], abs=1e-4)
 
 
-def test_hypotheses_differ_and_frames_are_in_order():
-    search = BeamSearch(tiny_model(seed=5), beam=8)
+@pytest.mark.parametrize(("topology", "most"), [("regular", 3), ("modified", 1)])
+def test_hypotheses_differ_and_frames_are_in_order(topology, most):
+    search = BeamSearch(tiny_model(seed=5, topology=topology), beam=8)
     state = search.start(1)
     search.advance(state, torch.randn(1, 20, 8), torch.tensor([20]))
     paths = search.hypotheses(state)[0]
     assert len({tuple(p.tokens) for p in paths}) == len(paths) == 8
     for path in paths:
         assert len(path.tokens) == len(path.frames)
-        assert path.frames == sorted(set(path.frames)) and path.frames[-1] < 20
+        assert path.frames == sorted(path.frames) and path.frames[-1] < 20
+        assert max(path.frames.count(frame) for frame in path.frames) <= most
 
 
-def test_beam_is_at_least_as_good_as_greedy_with_one_label_a_frame():
+@pytest.mark.parametrize("topology", ["regular", "modified"])
+def test_narrow_beam_never_exceeds_the_full_sum_and_beats_greedy(topology):
     for seed in range(5):
-        model = tiny_model(seed=seed)
+        model = tiny_model(seed=seed, topology=topology)
         encoder_out, lens = torch.randn(1, 15, 8), torch.tensor([15])
-        scores = []
-        for search in (GreedySearch(model, max_symbols=1), BeamSearch(model, beam=8)):
+        best = []
+        for search in (GreedySearch(model), BeamSearch(model, beam=8)):
             state = search.start(1)
             search.advance(state, encoder_out, lens)
-            scores.append(search.hypotheses(state)[0][0].score)
-        # Greedy with one label a frame still pays for the blank after each label.
-        assert scores[1] >= scores[0] - 1e-4
+            path = search.hypotheses(state)[0][0]
+            best.append(path.score)
+            tokens = torch.tensor([path.tokens])
+            loss = model.transducer_loss(encoder_out, lens, tokens, torch.tensor([len(path.tokens)]))
+            assert path.score <= -loss.item() + 1e-4
+        assert best[1] >= best[0] - 1e-4

@@ -3,5 +3,5 @@
 # `./run.sh --help` lists stages and options.
 set -euo pipefail
 cd "$(dirname "$0")"
-../../TEMPLATE/asr.sh --corpus fsdd --tokens char --by speaker \
+../../TEMPLATE/asr.sh --corpus fsdd --tokens bpe --vocab-size 36 --processes 2 --by speaker \
   --test-sets "test test_heldout" --stream-sets "test" "$@"
