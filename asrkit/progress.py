@@ -9,6 +9,17 @@ from tqdm import tqdm
 Item = TypeVar("Item")
 
 
+class _Lines:
+    """Standard error on which each state of a bar is a line, as a log wants it."""
+
+    def write(self, text: str) -> None:
+        if line := text.strip():
+            sys.stderr.write(line + "\n")
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
 def progress_bar(total: int | None, description: str, unit: str = "it", initial: int = 0) -> tqdm:
     """Return a tqdm bar on standard error that redraws at once on a terminal and once a minute elsewhere."""
     interactive = sys.stderr.isatty()
@@ -17,7 +28,7 @@ def progress_bar(total: int | None, description: str, unit: str = "it", initial:
         desc=description,
         unit=unit,
         initial=initial,
-        file=sys.stderr,
+        file=sys.stderr if interactive else _Lines(),
         dynamic_ncols=interactive,
         mininterval=0.1 if interactive else 60.0,
         maxinterval=10.0 if interactive else 60.0,

@@ -8,7 +8,6 @@ Usage:
 
 import json
 import math
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -23,7 +22,7 @@ from lhotse.cut import Cut
 from torch import Tensor
 from tqdm import tqdm
 
-from asrkit.cli.main import run
+from asrkit.cli.main import command_line, run
 from asrkit.data.audio import is_audio, read_cut, stream_audio
 from asrkit.data.corpora.kaldi import is_kaldi_directory, read_kaldi_directory
 from asrkit.data.formats import FORMATS, nbest_writer, read_nbest, write_lines
@@ -109,7 +108,7 @@ class _Job:
 
     def summary(self) -> dict:
         return {
-            "command": "asrkit " + shlex.join(sys.argv[1:]),
+            "command": command_line(),
             "beam": getattr(self.recogniser.search, "beam", 1),
             "chunk_size": self.chunk_size,
             "threads": torch.get_num_threads(),

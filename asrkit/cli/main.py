@@ -10,7 +10,7 @@ import inspect
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import NoneType
 from typing import Any, get_args, get_origin
 
@@ -63,9 +63,9 @@ def main(argv: list[str] | None = None) -> int:
 def run(components: Callable | dict[str, Any], argv: list[str]) -> Any:
     """Call a function, or one of a nested dict of functions, with arguments parsed from `argv` by its signature.
 
-    A parameter `list[X]` takes one or more words (`--by speaker domain`); a `bool` is a flag (`--streaming`,
-    `--no_streaming`); a dataclass gives dotted options. In a dict, "_help" describes it. The name in messages is that
-    of the calling module: one module a command.
+    A parameter `list[X]` or `Sequence[X]` takes one or more words (`--by speaker domain`); a `bool` is a flag
+    (`--streaming`, `--no_streaming`); a dataclass gives dotted options. In a dict, "_help" describes it. The name in
+    messages is that of the calling module: one module a command.
 
     Raises:
         SystemExit: status 2 and one line on standard error for a wrong argument; status 0 after `--help`.
@@ -140,9 +140,9 @@ def _lists_and_flags(function: Callable) -> dict[str, tuple[str, dict[str, Any]]
 
 
 def _list_item(annotation: Any) -> Any:
-    """Return X of `list[X]` and of `list[X] | None`, None of all else."""
+    """Return X of `list[X]`, `Sequence[X]` and either `| None`, None of all else."""
     optional = get_args(annotation) if NoneType in get_args(annotation) else ()
-    return next((get_args(kind)[0] for kind in (annotation, *optional) if get_origin(kind) is list), None)
+    return next((get_args(kind)[0] for kind in (annotation, *optional) if get_origin(kind) in (list, Sequence)), None)
 
 
 def _underscored(word: str) -> str:

@@ -3,6 +3,7 @@
 import json
 import math
 import resource
+import shlex
 import sys
 from pathlib import Path
 
@@ -98,6 +99,7 @@ def write_summary(file: Path, state: TrainingState, group: Processes) -> None:
     if group.device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(group.device)
     summary = {
+        "command": shlex.join(["asrkit", *sys.argv[1:]]),
         "parameters": sum(parameter.numel() for parameter in state.model.parameters()),
         "steps": progress.step,
         "epochs": progress.epoch,
