@@ -134,7 +134,8 @@ def _lists_and_flags(function: Callable) -> dict[str, tuple[str, dict[str, Any]]
         required = parameter.default is inspect.Parameter.empty
         positional = required and parameter.kind is not inspect.Parameter.KEYWORD_ONLY
         if not positional:
-            options |= {"required": True} if required else {"default": parameter.default}
+            default = list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
+            options |= {"required": True} if required else {"default": default}
         found[name] = (name if positional else f"--{name}", options | {"help": texts.get(name)})
     return found
 

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +41,14 @@ def test_run_reads_positionals_lists_flags_and_nested_settings():
     assert cli.run(example, "--model exp --live a.wav".split())[0] == [Path("a.wav")]  # a flag takes no value
     assert cli.run(example, "--model exp a.wav".split())[2:] == (None, False, Settings())
     assert cli.run({"one": {"two": example}}, "one two --model exp a.wav".split())[1] == Path("exp")
+
+
+def test_a_sequence_has_its_default_or_the_words_given():
+    def sets(*, of: Sequence[str] = ("a", "b")):
+        """Name the sets."""
+        return of
+
+    assert cli.run(sets, []) == ["a", "b"] and cli.run(sets, ["--of", "c"]) == ["c"]
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,12 @@ LOSSES = ("loss", "transducer", "ctc", "frame")
 
 
 def tiny_model(kind: str = "conformer", **options) -> Transducer:
+    """Return a conformer of the modified topology with a stateless predictor, or LSTMs with the regular topology."""
     torch.manual_seed(0)
     config = TransducerConfig(
         encoder=EncoderConfig(kind=kind, dim=8, layers=2, heads=2, feedforward_dim=8, subsampling_channels=4),
         predictor=PredictorConfig(kind="lstm" if kind == "lstm" else "stateless", dim=8),
+        topology="regular" if kind == "lstm" else "modified",
         joiner_dim=8,
         frame_weight=0.5,
         vocab_size=VOCAB,
@@ -91,9 +93,10 @@ def test_padding_changes_no_gradient(kind):
 
 @pytest.mark.parametrize("kind", ["conformer", "lstm"])
 def test_gradients_are_finite_and_reach_every_weight(kind):
-    """Also with more labels than frames, where CTC has no path, and with frames that are all the same."""
+    """Also with a single path (as many labels as frames), or none for CTC, and with frames that are all the same."""
     model = tiny_model(kind).train()
-    batch = make_batch([(61, 5), (8, 5)])
+    batch = make_batch([(61, 5), (20, 5)])
+    batch.tokens[1] = 1
     batch.features[1] = -16.0
     losses = model(batch)
     losses["loss"].backward()

@@ -170,12 +170,10 @@ def test_words_and_times_agree_with_the_tokens(recogniser, tones):
         assert hyp.text == "".join(hyp.tokens).replace("▁", " ").strip()
         assert list(hyp.token_times) == sorted(hyp.token_times) and len(hyp.token_times) == len(hyp.tokens)
         assert 0 <= hyp.token_times[0] and hyp.token_times[-1] < result.duration
-        left = list(zip(hyp.tokens, hyp.token_times, strict=True))
-        for word in hyp.words:
-            own, left = left[: len(word.text)], left[len(word.text) :]  # a token is a letter
-            assert "".join(token for token, _ in own).strip("▁") == word.text
-            assert word.start == own[0][1] and word.end == own[-1][1] + FRAME_SECONDS
-        assert not left
+        starts = [i for i, token in enumerate(hyp.tokens) if i == 0 or token.startswith("▁")]
+        for word, first, end in zip(hyp.words, starts, [*starts[1:], len(hyp.tokens)], strict=True):
+            assert word.text == "".join(hyp.tokens[first:end]).strip("▁")
+            assert (word.start, word.end) == (hyp.token_times[first], hyp.token_times[end - 1] + FRAME_SECONDS)
 
 
 def test_files_of_any_kind(experiment, tones, tmp_path):
