@@ -46,7 +46,7 @@ def alignment(*, cuts: Path, hyps: Path, out: Path, utterance: str | None = None
     cut = next((cut for cut in load_cuts(cuts, lazy=True) if cut.id == nbest.utterance), None)
     if cut is None:
         raise InputError(f"{cuts}: no utterance '{nbest.utterance}'")
-    config = FeatureConfig()
+    config = FeatureConfig(sampling_rate=min(FeatureConfig.sampling_rate, cut.sampling_rate))
     samples = read_cut(cut, config.sampling_rate)
     items = (cut.supervisions[0].alignment or {}).get("word", ())
     figure = pictures.alignment(

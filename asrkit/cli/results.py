@@ -28,8 +28,9 @@ def results(recipe: Path, *, exp: Path | None = None, out: Path | None = None) -
         if not (out.parent / picture).is_file():
             raise InputError(f"{recipe / 'results.yaml'}: picture {out.parent / picture} does not exist")
     measures = read_measures(described.rows, exp or recipe / "exp")
+    text = markdown(described, measures, git_version(recipe), machine())  # before there is a new file in the checkout
     with atomic_write(out) as file:
-        file.write(markdown(described, measures, git_version(recipe), machine()))
+        file.write(text)
     unmet = [claim.claim for claim in described.claims if not is_met(claim, evaluate(claim.value, measures))]
     print(f"{out}: {len(described.claims) - len(unmet)} of {len(described.claims)} claims met")
     for claim in unmet:

@@ -58,7 +58,8 @@ def main(argv: list[str]) -> None:
         """
         train_experiment(read_config(ExperimentConfig, conf, overrides), train, valid, lang, out)
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    level = logging.INFO if rank_and_world()[0] == 0 else logging.WARNING
+    logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     run(train, options)
 
 
