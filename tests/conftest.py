@@ -4,7 +4,9 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 from torch import Tensor
 
@@ -23,6 +25,34 @@ def corpora() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no corpora at {folder}; set ASRKIT_CORPORA")
     return folder
+
+
+def _missing(path: Path) -> None:
+    path.unlink()
+
+
+def _empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def _not_audio(path: Path) -> None:
+    path.write_text("this is text\n" * 99)
+
+
+def _truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:9000])
+
+
+def _not_a_number(path: Path) -> None:
+    samples, rate = soundfile.read(path)
+    samples[7000] = np.nan
+    soundfile.write(path, samples, rate, subtype="FLOAT")
+
+
+@pytest.fixture(params=[_missing, _empty, _not_audio, _truncated, _not_a_number], ids=lambda f: f.__name__.strip("_"))
+def damage(request) -> Callable[[Path], None]:
+    """A function that spoils an audio file, each way in turn."""
+    return request.param
 
 
 @pytest.fixture(scope="session")

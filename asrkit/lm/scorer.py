@@ -1,9 +1,7 @@
 """What the beam search asks of anything that scores labels beside the transducer."""
 
-from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 
@@ -24,20 +22,3 @@ class Scorer(Protocol):
 
     def advance(self, state: list[Tensor], tokens: Tensor) -> list[Tensor]:
         """Return the state after appending tokens (B,) to the hypotheses of `state`."""
-
-
-@dataclass(frozen=True)
-class LengthScorer:
-    """One for each label: with a positive weight, a bonus against deletions."""
-
-    vocab_size: int
-    name: str = "length"
-
-    def start(self, n: int) -> list[Tensor]:
-        return [torch.ones(n, 1)]
-
-    def score(self, state: list[Tensor]) -> Tensor:
-        return state[0].expand(-1, self.vocab_size)
-
-    def advance(self, state: list[Tensor], tokens: Tensor) -> list[Tensor]:
-        return state

@@ -219,29 +219,6 @@ def test_an_output_directory(decode, cuts, tmp_path):
 # What cannot be read
 
 
-def missing(path):
-    path.unlink()
-
-
-def empty(path):
-    path.write_bytes(b"")
-
-
-def not_audio(path):
-    path.write_text("this is text\n" * 99)
-
-
-def truncated(path):
-    path.write_bytes(path.read_bytes()[:9000])
-
-
-def not_a_number(path):
-    samples, rate = soundfile.read(path)
-    samples[7000] = np.nan
-    soundfile.write(path, samples, rate, subtype="FLOAT")
-
-
-@pytest.mark.parametrize("damage", [missing, empty, not_audio, truncated, not_a_number])
 @pytest.mark.parametrize("options", [[], ["--streaming"]], ids=["whole", "streaming"])
 def test_a_bad_file_is_named_and_left_out(decode, audio, expected, tmp_path, damage, options):
     for name in ("a.wav", "b.flac"):
