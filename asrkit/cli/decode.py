@@ -46,6 +46,7 @@ def decode(
     beam: int = 4,
     streaming: bool = False,
     chunk_size: int | None = None,
+    lookahead: int | None = None,
     threads: int | None = None,
 ) -> None:
     """Transcribe audio files, folders of them, manifests, Kaldi data directories, or raw PCM on standard input ("-").
@@ -60,6 +61,7 @@ def decode(
         beam: hypotheses kept by the search; 1 is greedy search.
         streaming: decode chunk by chunk and show partial results on standard error.
         chunk_size: encoder frames (40 ms) in a chunk when streaming; the model's own by default.
+        lookahead: encoder frames at the end of a chunk that the next one may revise; an eighth by default.
         threads: processor threads; all by default.
     """
     for name, value in {"beam": beam, "chunk-size": chunk_size, "threads": threads}.items():
@@ -69,7 +71,7 @@ def decode(
         torch.set_num_threads(threads)
     recogniser = load(model, beam)
     chunk_size = (chunk_size or recogniser.streaming_chunk) if streaming else None
-    job = _Job(recogniser, chunk_size, show_partial=streaming and out is None)
+    job = _Job(recogniser, chunk_size, lookahead, show_partial=streaming and out is None)
     sources = [source for name in inputs for source in _sources(name)]
     with nbest_writer(out / "nbest.jsonl") if out else nullcontext(_printer(format)) as write:
         results = job.results(sources)
@@ -90,7 +92,8 @@ class _Job:
     """One run of the command: results in the order of the sources, with what they cost."""
 
     recogniser: Recogniser
-    chunk_size: int | None
+    chunk_size: int | None  # None: not streaming
+    lookahead: int | None
     show_partial: bool
     failed: int = 0  # sources that could not be read
     audio_seconds: float = 0.0
@@ -111,6 +114,7 @@ class _Job:
             "command": command_line(),
             "beam": getattr(self.recogniser.search, "beam", 1),
             "chunk_size": self.chunk_size,
+            "lookahead": self.lookahead,
             "threads": torch.get_num_threads(),
             "seconds_audio": round(self.audio_seconds, 2),
             "real_time_factor": round(self.seconds / max(self.audio_seconds, 1e-9), 5),
@@ -140,7 +144,7 @@ class _Job:
     def _stream(self, source: str | Cut) -> NBest:
         rate = self.recogniser.features.sampling_rate
         name = source if isinstance(source, str) else source.id
-        stream = self.recogniser.stream(name, self.chunk_size)
+        stream = self.recogniser.stream(name, self.chunk_size, self.lookahead)
         blocks = stream_audio(source, rate, READ_SECONDS) if isinstance(source, str) else _cut_blocks(source, rate)
         shown = ""
         for block in blocks:

@@ -40,8 +40,8 @@ def seen(recogniser, monkeypatch) -> list[torch.Tensor]:
     return chunks
 
 
-def streamed(recogniser, samples, chunk_size, pieces):
-    stream = recogniser.stream("a", chunk_size)
+def streamed(recogniser, samples, chunk_size, pieces, lookahead=0):
+    stream = recogniser.stream("a", chunk_size, lookahead)
     for piece in samples.split(pieces):
         stream.accept(piece)
     return stream.finish()
@@ -90,7 +90,7 @@ def test_a_stream_is_the_whole_with_masked_attention(recogniser, tones, seen, ch
 
 def test_partial_results_come_as_soon_as_a_chunk_is_there(recogniser, tones):
     samples = tones(2.4)
-    stream = recogniser.stream("a", 8)
+    stream = recogniser.stream("a", 8, lookahead=0)
     partial = []
     for piece in samples.split(1600):
         stream.accept(piece)
@@ -122,9 +122,28 @@ def test_long_files_are_streamed(recogniser, tones, tmp_path, monkeypatch, seen,
         assert len(seen) == 1
         assert_same(result, recogniser.recognise([samples], ["a"])[0])
         return
-    assert max(len(chunk) for chunk in seen) == recogniser.streaming_chunk == 8  # memory does not grow with the length
+    assert max(len(chunk) for chunk in seen) <= recogniser.streaming_chunk == 8  # memory does not grow with the length
     assert result.duration == pytest.approx(seconds) and result.utterance == str(tmp_path / "a.wav")
-    assert_same(result, streamed(recogniser, samples, 8, 8000))
+    assert_same(result, streamed(recogniser, samples, 8, 8000, lookahead=None))
+
+
+@pytest.mark.parametrize("lookahead", [1, 3, 7])
+def test_lookahead_is_heard_twice_and_emitted_once(recogniser, tones, seen, lookahead):
+    """However the audio comes, every frame is final once, and looking at partial results changes nothing."""
+    samples = tones(3.03)
+    frames = len(recogniser.recognise([samples], ["a"]) and seen.pop())
+    expected = streamed(recogniser, samples, 8, len(samples), lookahead)
+    assert sum(len(chunk) for chunk in seen) == frames
+    stream = recogniser.stream("a", 8, lookahead)
+    for piece in samples.split(3000):
+        stream.accept(piece)
+        stream.result()
+    assert_same(stream.finish(), expected)
+
+
+def test_lookahead_must_be_within_the_chunk(recogniser):
+    with pytest.raises(InputError, match="lookahead 8: must be from 0 to 7"):
+        recogniser.stream("a", 8, lookahead=8)
 
 
 def test_a_stream_holds_one_chunk_whatever_its_length(recogniser, tones):
@@ -132,7 +151,7 @@ def test_a_stream_holds_one_chunk_whatever_its_length(recogniser, tones):
         buffers = [stream._features, stream._fbank._samples, *stream._encoder_state]
         return sum(tensor.untyped_storage().nbytes() for tensor in buffers)
 
-    stream = recogniser.stream()
+    stream = recogniser.stream(lookahead=0)
     sizes = []
     for seed in range(17):  # of 100 feature frames, so that what is left over from chunks of 32 comes back after 8
         stream.accept(tones(1.0, seed))
