@@ -15,7 +15,7 @@ setup(
         "kaldialign",
         "lhotse",
         "matplotlib",
-        "numba",
+        "numpy",
         "pyyaml",
         "sentencepiece",
         "soundfile",

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from lhotse import CutSet
 
 from asrkit.cli.main import run
 from asrkit.config import read_config, read_section, write_config
@@ -87,14 +88,14 @@ def train_experiment(config: ExperimentConfig, train: Path, valid: Path, lang: P
     """Make the experiment directory and train in it, in one process or in those of torchrun."""
     tokenizer = load_tokenizer(lang)
     sizes = {"vocab_size": tokenizer.vocab_size, "num_mel_bins": config.features.num_mel_bins}
-    frame_labels = None
+    train_cuts, frame_labels = load_cuts(train), None
     if config.model.frame_weight:
-        frame_labels = collect_frame_labels(load_cuts(train), config.model.frame_tier)
+        frame_labels = collect_frame_labels(train_cuts, config.model.frame_tier)
         sizes["frame_units"] = len(frame_labels.symbols)
     config = replace(config, model=replace(config.model, **sizes))
     rank, world = rank_and_world()
 
-    def loader(cuts: Path, augmentation: AugmentationConfig | None) -> BatchLoader:
+    def loader(cuts: CutSet | Path, augmentation: AugmentationConfig | None) -> BatchLoader:
         return BatchLoader(
             cuts,
             config.features,
@@ -108,7 +109,7 @@ def train_experiment(config: ExperimentConfig, train: Path, valid: Path, lang: P
             shuffle=augmentation is not None,
         )
 
-    train_data, valid_data = loader(train, config.augmentation), loader(valid, None)
+    train_data, valid_data = loader(train_cuts, config.augmentation), loader(valid, None)
     if (out / "model.pt").exists():
         _refuse_another_model(config, tokenizer, out)
     if rank == 0:
