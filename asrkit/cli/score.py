@@ -13,6 +13,7 @@ from asrkit.cli.main import command_line, run
 from asrkit.data.formats import read_nbest, read_text, write_lines
 from asrkit.errors import InputError
 from asrkit.files import atomic_write
+from asrkit.scoring.phrases import phrase_report
 from asrkit.scoring.report import comparison, report
 from asrkit.scoring.wer import Alignment, align_all, alignment_text, ser_line, sum_errors, wer_line
 
@@ -25,6 +26,7 @@ def score(
     baseline: Path | None = None,
     by: list[str] | None = None,
     blocks: str | None = None,
+    phrases: Path | None = None,
 ) -> None:
     """Print the word error rate with its 95% interval; write score.json and alignments.txt.
 
@@ -37,11 +39,14 @@ def score(
             are broken down by each.
         blocks: attribute whose values are independent of each other, such as speaker: intervals and significance are
             then taken over speakers instead of utterances.
+        phrases: file of phrases, one a line (what follows a tab is ignored): their recall and precision are shown.
     """
     texts, groups = read_references(refs, [*(by or ()), *([blocks] if blocks else ())])
     alignments, missing = _align(texts, hyps)
     figures: dict[str, Any] = {"command": command_line(), "references": str(refs), "hypotheses": str(hyps)}
     figures |= {"missing": missing, **report(alignments, groups, blocks)}
+    if phrases:
+        figures["phrases"] = phrase_report(alignments, _read_phrases(phrases), groups.get(blocks))
     if baseline:
         compared = comparison(_align(texts, baseline)[0], alignments, groups.get(blocks))
         figures["baseline"] = {"hypotheses": str(baseline), **compared}
@@ -99,6 +104,17 @@ def read_hypotheses(hyps: Path) -> dict[str, str]:
     return texts
 
 
+def _read_phrases(file: Path) -> list[str]:
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: {error}") from error
+    phrases = [line.partition("\t")[0].strip() for line in lines]
+    if not any(phrases):
+        raise InputError(f"{file}: no phrases")
+    return [phrase for phrase in phrases if phrase]
+
+
 def _align(refs: dict[str, str], hyps: Path) -> tuple[list[Alignment], list[str]]:
     """Align the hypotheses of a file; warn of the utterances that it lacks and return them too."""
     texts = read_hypotheses(hyps)
@@ -127,6 +143,14 @@ def _print_summary(alignments: list[Alignment], figures: dict[str, Any]) -> None
         for value, counts in values.items():
             wer = "-" if counts["wer"] is None else f"{counts['wer']:.2f}"
             print(f"{name} {value}: %WER {wer} [ {counts['errors']} / {counts['words']} ]")
+    if figures.get("phrases", {}).get("recall") is not None:
+        found = figures["phrases"]
+        low, high = found["recall_interval"]
+        precision = "-" if found["precision"] is None else f"{found['precision']:.1f}"
+        print(
+            f"recall of {found['phrases']} phrases {found['recall']:.1f} of {found['occurrences']}, "
+            f"95% interval {low:.1f} to {high:.1f}; precision {precision}"
+        )
     if "baseline" in figures:
         other = figures["baseline"]
         low, high = other["interval"]

@@ -21,9 +21,16 @@ class TransducerConfig:
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     predictor: PredictorConfig = field(default_factory=PredictorConfig)
     joiner_dim: int = 144
-    topology: Literal["modified", "regular"] = "modified"
+    topology: Literal["modified", "regular", "constrained"] = "modified"
     """At most one label a frame ("modified"), or any number. The regular one lets a model pile up the labels of a word
-    on its last frame, where a search has to find all of them at once."""
+    on its last frame, where a search has to find all of them at once. "constrained" is the modified one with a blank
+    after each label, which makes its probabilities those of the regular one."""
+    factored_blank: bool = False
+    """The blank decides whether a label comes, the other outputs which (HAT)."""
+    delay_penalty: float = 0.0
+    """Makes late labels less probable in training, by this much a frame."""
+    internal_lm_weight: float = 0.0
+    """Weight of the internal language model's loss on the transcripts (about 0.2 to 0.4)."""
     ctc_weight: float = 0.3
     frame_weight: float = 0.0
     """Weight of the cross-entropy of the units spoken in each encoder frame, for corpora with time alignments."""
@@ -49,13 +56,15 @@ class Transducer(nn.Module):
         self.config = config
         self.encoder = ENCODERS[config.encoder.kind](config.encoder, config.num_mel_bins)
         self.predictor = PREDICTORS[config.predictor.kind](config.predictor, config.vocab_size)
-        self.joiner = Joiner(config.encoder.dim, config.predictor.dim, config.joiner_dim, config.vocab_size)
+        self.joiner = Joiner(
+            config.encoder.dim, config.predictor.dim, config.joiner_dim, config.vocab_size, config.factored_blank
+        )
         self.ctc = nn.Linear(config.encoder.dim, config.vocab_size)
         self.frames = nn.Linear(config.encoder.dim, config.frame_units) if config.frame_units else None
 
     @property
     def one_label_a_frame(self) -> bool:
-        return self.config.topology == "modified"
+        return self.config.topology != "regular"
 
     @property
     def device(self) -> torch.device:

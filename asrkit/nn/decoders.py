@@ -75,12 +75,16 @@ PREDICTORS = {"lstm": LstmPredictor, "stateless": StatelessPredictor}
 class Joiner(nn.Module):
     """logits = W tanh(encoder + predictor) + b, both sides projected to the joint space first.
 
-    The two projections are separate calls, so a search computes each once, and the internal language model is
-    `combine` with a zero in place of the projected encoder output.
+    The two projections are separate calls, so a search computes each once. With `factored_blank` the blank's logit
+    decides by itself whether a label comes, and the others only which (Variani et al., "Hybrid Autoregressive
+    Transducer (HAT)", 2003.07705): P(blank) = sigmoid(z_0), P(k) = (1 - P(blank)) softmax(z_1 …)_k.
     """
 
-    def __init__(self, encoder_dim: int, predictor_dim: int, joiner_dim: int, vocab_size: int) -> None:
+    def __init__(
+        self, encoder_dim: int, predictor_dim: int, joiner_dim: int, vocab_size: int, factored_blank: bool = False
+    ) -> None:
         super().__init__()
+        self.factored_blank = factored_blank
         self.project_encoder = nn.Linear(encoder_dim, joiner_dim)
         self.project_predictor = nn.Linear(predictor_dim, joiner_dim)
         self.output = nn.Linear(joiner_dim, vocab_size)
@@ -88,6 +92,25 @@ class Joiner(nn.Module):
     def combine(self, encoder: Tensor, predictor: Tensor) -> Tensor:
         """Map broadcastable joint-space vectors (…, D) to logits (…, V)."""
         return self.output(torch.tanh(encoder + predictor))
+
+    def log_probs(self, encoder: Tensor, predictor: Tensor) -> Tensor:
+        """Map broadcastable joint-space vectors (…, D) to log-probabilities (…, V), float32."""
+        logits = self.combine(encoder, predictor).float()
+        if not self.factored_blank:
+            return logits.log_softmax(dim=-1)
+        blank, labels = logits[..., :1], logits[..., 1:]
+        no_blank = nn.functional.logsigmoid(-blank)
+        return torch.cat([nn.functional.logsigmoid(blank), no_blank + labels.log_softmax(dim=-1)], dim=-1)
+
+    def internal_lm(self, predictor: Tensor) -> Tensor:
+        """Map joint-space vectors of the predictor (…, D) to the internal language model's log-probabilities (…, V).
+
+        The encoder's share of the joint space is zero and the blank is taken out, so its log-probability is -inf and
+        those of the labels are normalised (Meng et al., "Internal Language Model Estimation for Domain-Adaptive
+        End-to-End Speech Recognition", 2011.01991). For a factored blank it is the same, there exactly so.
+        """
+        labels = self.output(torch.tanh(predictor)).float()[..., 1:].log_softmax(dim=-1)
+        return nn.functional.pad(labels, (1, 0), value=-torch.inf)
 
     def forward(self, encoder_out: Tensor, predictor_out: Tensor) -> Tensor:
         """Map encoder_out (N, T, D) and predictor_out (N, U + 1, D) to logits (N, T, U + 1, V)."""

@@ -30,7 +30,7 @@ def report(
     first, others = errors_by_position(alignments)
     return {
         **rates(sum_errors(alignments)),
-        "wer_interval": significance.wer_interval(*counts(alignments, groups.get(blocks))),
+        "wer_interval": significance.rate_interval(*counts(alignments, groups.get(blocks))),
         "interval_over": blocks or "utterance",
         "utterances": len(alignments),
         "ser": 100 * wrong_utterances(alignments) / len(alignments),

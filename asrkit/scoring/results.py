@@ -7,6 +7,7 @@ The recipe's `results.yaml` says what is shown:
     rows:                                     # one decoded set each; the key is its name in the claims
       seen: {name: "new sentences, training voices", dir: asr/test_seen}
       streaming: {name: "the same, streaming", dir: asr/test_seen_streaming}
+      pruned: {name: "pruned loss", dir: [pruned-0/test, pruned-1/test]}    # seeds: means, with the WER's spread
     claims:
       - {claim: WER on new sentences, value: seen.wer, at_most: 5}
       - {claim: loss of streaming in points, value: streaming.wer - seen.wer, at_most: 1, paper: "0.4"}
@@ -14,7 +15,8 @@ The recipe's `results.yaml` says what is shown:
     pictures: {pictures/curve.png: Learning curve}
 
 `dir` is a folder of the experiments' folder with `score.json` and, if it was decoded by asrkit, `decode.json`;
-`train.json` is taken from it or from the nearest folder above. A `value` is arithmetic (+ - * / and parentheses) over
+`train.json` is taken from it or from the nearest folder above. Of several folders each figure is the mean, and
+`wer_spread` the standard deviation of their WERs. A `value` is arithmetic (+ - * / and parentheses) over
 `row.key`, where the keys are those of `score.json`, and `decode.key` and `train.key` for the other two; a name that is
 no identifier stands in brackets, `seen.by.speaker["spk-1"].wer`. Without `at_most` or `at_least` a claim only shows
 its value, beside the `paper`'s if given.
@@ -23,6 +25,7 @@ its value, beside the `paper`'s if given.
 import ast
 import json
 import operator
+import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,10 +38,14 @@ OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mu
 
 @dataclass(frozen=True)
 class Row:
-    """One decoded set."""
+    """One decoded set, or the same set decoded by models that differ in their seeds only."""
 
     name: str
-    dir: str
+    dir: str | list[str]
+
+    @property
+    def dirs(self) -> list[str]:
+        return [self.dir] if isinstance(self.dir, str) else self.dir
 
 
 @dataclass(frozen=True)
@@ -69,17 +76,37 @@ def read_measures(rows: dict[str, Row], experiments: Path) -> dict[str, dict[str
     Raises:
         InputError: a row has no `score.json`, or a file is no JSON object; names the file.
     """
-    measures = {}
-    for key, row in rows.items():
-        folder = experiments / row.dir
-        measures[key] = _read_json(folder / "score.json") | {"decode": {}, "train": {}}
-        if (folder / "decode.json").exists():
-            measures[key]["decode"] = _read_json(folder / "decode.json")
-        for above in (Path(row.dir), *Path(row.dir).parents):
-            if (experiments / above / "train.json").exists():
-                measures[key]["train"] = _read_json(experiments / above / "train.json") | {"experiment": str(above)}
-                break
-    return measures
+    return {key: _over_seeds([_measure(folder, experiments) for folder in row.dirs]) for key, row in rows.items()}
+
+
+def _measure(folder: str, experiments: Path) -> dict[str, Any]:
+    """Return the figures of one decoded set."""
+    measure = _read_json(experiments / folder / "score.json") | {"decode": {}, "train": {}}
+    if (experiments / folder / "decode.json").exists():
+        measure["decode"] = _read_json(experiments / folder / "decode.json")
+    for above in (Path(folder), *Path(folder).parents):
+        if (experiments / above / "train.json").exists():
+            measure["train"] = _read_json(experiments / above / "train.json") | {"experiment": str(above)}
+            break
+    return measure
+
+
+def _over_seeds(measures: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the one measure as it is, or the means of several with the spread of their WERs."""
+    if len(measures) == 1:
+        return measures[0]
+    mean = _mean(measures)
+    mean["wer_spread"] = statistics.stdev(measure["wer"] for measure in measures)
+    return mean | {"seeds": measures}
+
+
+def _mean(values: list[Any]) -> Any:
+    """Average numbers wherever they are in equally built figures; of all else keep the first."""
+    first = values[0]
+    if isinstance(first, dict):
+        return {key: _mean([value[key] for value in values if key in value]) for key in first}
+    numbers = all(isinstance(value, (int, float)) for value in values)
+    return statistics.fmean(values) if numbers and len(set(values)) > 1 else first
 
 
 def evaluate(expression: str, measures: dict[str, Any]) -> float:
@@ -108,6 +135,9 @@ def markdown(results: Results, measures: dict[str, dict[str, Any]], git: str, ma
     """Return RESULTS.md; the same inputs give the same text."""
     parts = [f"# {results.title}", results.text.strip(), "Written by `asrkit results`. Rates are percent of words."]
     parts += ["## Word error rates", _wer_table(results.rows, measures)]
+    compared = _comparison_table(results.rows, measures)
+    if compared:
+        parts += ["## Differences", compared]
     if results.claims:
         parts += ["## Claims", _claim_table(results.claims, measures)]
     trained = _training_table(measures)
@@ -148,12 +178,37 @@ def _wer_table(rows: dict[str, Row], measures: dict[str, dict[str, Any]]) -> str
     body = []
     for key, row in rows.items():
         score = measures[key]
-        counts = (str(score[name]) for name in ("words", "insertions", "deletions", "substitutions"))
+        counts = (f"{score[name]:g}" for name in ("words", "insertions", "deletions", "substitutions"))
         positions = (_show(score[name]["wer"], 2) for name in ("first_word", "other_words"))
-        low, high = score["wer_interval"]
-        cells = (row.name, f"**{_show(score['wer'], 2)}**", f"{low:.2f}–{high:.2f}", *counts, *positions)
+        cells = (row.name, *_wer_cells(score), *counts, *positions)
         body.append((*cells, _real_time_factor(score["decode"]), _parameters(score["train"])))
     return _table((*head, "real-time factor", "parameters"), body)
+
+
+def _wer_cells(score: dict[str, Any]) -> tuple[str, str]:
+    """Return the WER and its interval; over seeds the mean with its standard deviation, and the range."""
+    wer = _show(score["wer"], 2)
+    if "seeds" in score:
+        rates = [seed["wer"] for seed in score["seeds"]]
+        return f"**{wer}** ± {score['wer_spread']:.2f}", f"{min(rates):.2f}–{max(rates):.2f} ({len(rates)} seeds)"
+    low, high = score["wer_interval"]
+    return f"**{wer}**", f"{low:.2f}–{high:.2f}"
+
+
+def _comparison_table(rows: dict[str, Row], measures: dict[str, dict[str, Any]]) -> str:
+    """Return how far each row is from the baseline that it was scored against; empty if none was."""
+    names = {row.dirs[0]: row.name for row in rows.values() if len(row.dirs) == 1}
+    body = []
+    for key, row in rows.items():
+        compared = measures[key].get("baseline")
+        if compared is None or "seeds" in measures[key]:
+            continue
+        folder = Path(compared["hypotheses"]).parent
+        against = next((name for dir, name in names.items() if folder.match(dir)), str(folder))
+        low, high = compared["interval"]
+        interval, p = f"{low:+.2f} … {high:+.2f}", f"{compared['p_value']:.2g}"
+        body.append((row.name, against, f"{compared['difference']:+.2f}", interval, p))
+    return _table(("set", "against", "difference in points", "95% interval", "p (matched pairs)"), body) if body else ""
 
 
 def _claim_table(claims: list[Claim], measures: dict[str, dict[str, Any]]) -> str:
@@ -168,7 +223,8 @@ def _claim_table(claims: list[Claim], measures: dict[str, dict[str, Any]]) -> st
 
 
 def _training_table(measures: dict[str, dict[str, Any]]) -> str:
-    trained = {row["train"]["experiment"]: row["train"] for row in measures.values() if row["train"]}
+    each = _each(measures)
+    trained = {measure["train"]["experiment"]: measure["train"] for measure in each if measure["train"]}
     body = []
     for name, train in trained.items():
         memory, seconds = (train.get(key) for key in ("peak_memory_bytes", "seconds"))
@@ -191,10 +247,15 @@ def _parameters(train: dict[str, Any]) -> str:
 
 def _commands(measures: dict[str, dict[str, Any]]) -> str:
     """Return each command once, training before decoding before scoring."""
-    rows = measures.values()
+    rows = _each(measures)
     commands = [row["train"].get("command") for row in rows] + [row["decode"].get("command") for row in rows]
     commands += [row.get("command") for row in rows]
     return "\n".join(dict.fromkeys(command for command in commands if command))
+
+
+def _each(measures: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the measures of all rows, each seed by itself."""
+    return [one for measure in measures.values() for one in measure.get("seeds", [measure])]
 
 
 def _show(value: float | None, decimals: int | None = None) -> str:

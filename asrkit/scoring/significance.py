@@ -35,14 +35,14 @@ def sum_blocks(counts: np.ndarray, blocks: Sequence[str]) -> np.ndarray:
     return np.bincount(index, weights=counts, minlength=len(names))
 
 
-def wer_interval(
+def rate_interval(
     errors: np.ndarray, words: np.ndarray, replications: int = REPLICATIONS, seed: int = 0
 ) -> tuple[float, float]:
-    """Return the 95% bootstrap interval of the WER in percent (Bisani and Ney, ICASSP 2004, percentile method).
+    """Return the 95% bootstrap interval of a rate in percent (Bisani and Ney, ICASSP 2004, percentile method).
 
     Args:
-        errors: (N,) errors of each block.
-        words: (N,) reference words of each block, not all zero.
+        errors: (N,) errors, or whatever else is counted, of each block.
+        words: (N,) reference words, or whatever else it is counted among, of each block, not all zero.
     """
     rates = [100 * errors[draw].sum(1) / words[draw].sum(1) for draw in _draws(words, replications, seed)]
     return _central_95(np.concatenate(rates))

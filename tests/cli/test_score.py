@@ -74,6 +74,15 @@ def test_missing_utterances_are_deletions_and_reported(folder, capsys):
     assert json.loads((folder / "out" / "score.json").read_text())["missing"] == ["u2"]
 
 
+def test_recall_of_phrases(folder, capsys):
+    (folder / "phrases").write_text("cat\t3.0\nthe mat\n\n")
+    assert score(folder, "refs", "hyps", "--phrases", f"{folder}/phrases") == 0
+    assert "recall of 2 phrases 50.0 of 2" in capsys.readouterr().out
+    (folder / "phrases").write_text("\n")
+    assert score(folder, "refs", "hyps", "--phrases", f"{folder}/phrases") == 1
+    assert "no phrases" in capsys.readouterr().err
+
+
 def test_baseline_and_blocks(folder, capsys):
     (folder / "baseline").write_text("u1 a bat sat\nu2 on a mat\nu3 yes\n")
     assert score(folder, "refs.jsonl.gz", "hyps", "--baseline", f"{folder}/baseline", "--blocks", "speaker") == 0

@@ -113,3 +113,16 @@ def test_git_version_marks_a_changed_tree_but_not_for_its_own_results(tmp_path):
 
 def test_machine_names_torch():
     assert "core" in machine() and "torch 2" in machine()
+
+
+def test_seeds_give_mean_and_spread_and_baselines_a_table_of_differences(experiments):
+    against = {"hypotheses": "exp/asr/full/nbest.jsonl", "wer": 5.0, "difference": 0.5, "interval": [-0.25, 1.25]}
+    live = score_json(5.5, baseline=against | {"p_value": 0.0123})
+    (experiments / "asr" / "streaming" / "score.json").write_text(json.dumps(live))
+    rows = ROWS | {"both": Row("two seeds", ["asr/full", "asr/streaming"])}
+    measures = read_measures(rows, experiments)
+    assert measures["both"]["wer"] == 5.25 and measures["both"]["wer_spread"] == pytest.approx(0.5 / 2**0.5)
+    assert evaluate("both.train.seconds / 60", measures) == 10
+    lines = markdown(Results("T", rows), measures, "abc123", "a machine").splitlines()
+    assert "| streaming | full context | +0.50 | -0.25 … +1.25 | 0.012 |" in lines
+    assert any(line.startswith("| two seeds | **5.25** ± 0.35 | 5.00–5.50 (2 seeds) | 20 | 0 |") for line in lines)

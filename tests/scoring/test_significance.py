@@ -2,7 +2,7 @@ import kaldialign
 import numpy as np
 import pytest
 
-from asrkit.scoring.significance import compare, matched_pairs_p, sum_blocks, wer_interval
+from asrkit.scoring.significance import compare, matched_pairs_p, rate_interval, sum_blocks
 
 
 def test_interval_covers_the_true_rate_95_times_in_100():
@@ -12,7 +12,7 @@ def test_interval_covers_the_true_rate_95_times_in_100():
     for seed in range(sets):
         words = generator.integers(5, 15, size=200)
         errors = generator.binomial(words, rate)
-        low, high = wer_interval(errors, words, replications=500, seed=seed)
+        low, high = rate_interval(errors, words, replications=500, seed=seed)
         covered += low <= 100 * rate <= high
     assert 0.91 <= covered / sets <= 0.985  # four standard errors of 300 draws of 0.95
 
@@ -23,7 +23,7 @@ def test_interval_agrees_with_kaldialign():
     hyps = [[word if generator.random() > 0.15 else "b" for word in ref] for ref in refs]
     errors = np.array([ref.count("a") - hyp.count("a") for ref, hyp in zip(refs, hyps, strict=True)])
     theirs = kaldialign.bootstrap_wer_ci(refs, hyps)
-    low, high = wer_interval(errors, np.array([len(ref) for ref in refs]))
+    low, high = rate_interval(errors, np.array([len(ref) for ref in refs]))
     assert low == pytest.approx(100 * theirs["ci95min"], abs=0.15)
     assert high == pytest.approx(100 * theirs["ci95max"], abs=0.15)
 
@@ -32,18 +32,18 @@ def test_interval_is_wider_over_speakers_whose_utterances_agree():
     speakers = [str(speaker) for speaker in range(10) for _ in range(50)]
     errors = np.array([int(speaker) % 2 for speaker in range(10) for _ in range(50)])  # half of them are hard to hear
     words = np.full(500, 5)
-    narrow = wer_interval(errors, words)
-    wide = wer_interval(sum_blocks(errors, speakers), sum_blocks(words, speakers))
+    narrow = rate_interval(errors, words)
+    wide = rate_interval(sum_blocks(errors, speakers), sum_blocks(words, speakers))
     assert wide[1] - wide[0] > 3 * (narrow[1] - narrow[0])
 
 
 def test_same_seed_same_interval():
     errors, words = np.array([0, 2, 1, 5]), np.array([5, 6, 7, 8])
-    assert wer_interval(errors, words, seed=3) == wer_interval(errors, words, seed=3)
+    assert rate_interval(errors, words, seed=3) == rate_interval(errors, words, seed=3)
 
 
 def test_utterances_without_words_do_not_divide_by_zero():
-    low, high = wer_interval(np.array([1, 0]), np.array([0, 4]))
+    low, high = rate_interval(np.array([1, 0]), np.array([0, 4]))
     assert np.isfinite([low, high]).all()
 
 

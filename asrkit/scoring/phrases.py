@@ -1,0 +1,49 @@
+"""Recall and precision of the phrases that matter: rare names, say, that a recogniser was given as context."""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from asrkit.scoring import significance
+from asrkit.scoring.wer import GAP, Alignment
+
+
+def phrase_counts(alignment: Alignment, phrases: Collection[tuple[str, ...]]) -> tuple[int, int, int]:
+    """Count the listed phrases in one utterance: (in the reference, of these recognised, in the hypothesis).
+
+    A phrase of the reference is recognised where all its words are aligned with themselves and nothing is inserted
+    between them.
+    """
+    recognised = 0
+    refs = [ref for ref, _ in alignment.pairs if ref != GAP]
+    hyps = [hyp for _, hyp in alignment.pairs if hyp != GAP]
+    pairs = tuple(alignment.pairs)
+    for phrase in phrases:
+        recognised += _occurrences(pairs, tuple((word, word) for word in phrase))
+    return sum(_occurrences(refs, p) for p in phrases), recognised, sum(_occurrences(hyps, p) for p in phrases)
+
+
+def phrase_report(
+    alignments: Iterable[Alignment], phrases: Iterable[str], block_of: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Return JSON-ready recall and precision, percent (None where undefined), and the recall's 95% interval."""
+    wanted = {tuple(phrase.split()) for phrase in phrases}
+    alignments = list(alignments)
+    counts = np.array([phrase_counts(alignment, wanted) for alignment in alignments]).T  # (3, N)
+    if block_of is not None:
+        blocks = [block_of[alignment.utterance] for alignment in alignments]
+        counts = np.stack([significance.sum_blocks(row, blocks) for row in counts])
+    refs, recognised, hyps = counts
+    interval = significance.rate_interval(recognised, refs) if refs.any() else None
+    return {
+        "phrases": len(wanted),
+        "occurrences": int(refs.sum()),
+        "recall": 100 * recognised.sum() / refs.sum() if refs.any() else None,
+        "recall_interval": interval,
+        "precision": 100 * recognised.sum() / hyps.sum() if hyps.any() else None,
+    }
+
+
+def _occurrences(sequence: Sequence, part: tuple) -> int:
+    return sum(tuple(sequence[i : i + len(part)]) == part for i in range(len(sequence) - len(part) + 1))
