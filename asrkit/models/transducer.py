@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from asrkit.data.alignment import UNLABELLED
-from asrkit.losses.transducer import transducer_loss
+from asrkit.losses.internal_lm import internal_lm_loss
+from asrkit.losses.pruned import pruned_loss, pruning_ranges, simple_loss
+from asrkit.losses.transducer import joint_transducer_loss
 from asrkit.nn.decoders import PREDICTORS, Joiner, PredictorConfig
 from asrkit.nn.encoders import ENCODERS, EncoderConfig
 
@@ -25,6 +27,13 @@ class TransducerConfig:
     """At most one label a frame ("modified"), or any number. The regular one lets a model pile up the labels of a word
     on its last frame, where a search has to find all of them at once. "constrained" is the modified one with a blank
     after each label, which makes its probabilities those of the regular one."""
+    loss: Literal["full", "pruned"] = "full"
+    """Sum over all alignments, or over those that a cheaper loss leaves: faster for long transcripts and large
+    vocabularies."""
+    prune_range: int = 5
+    """Labels a frame that the pruned loss keeps."""
+    simple_weight: float = 0.5
+    """Weight of the cheaper loss."""
     factored_blank: bool = False
     """The blank decides whether a label comes, the other outputs which (HAT)."""
     delay_penalty: float = 0.0
@@ -61,6 +70,9 @@ class Transducer(nn.Module):
         )
         self.ctc = nn.Linear(config.encoder.dim, config.vocab_size)
         self.frames = nn.Linear(config.encoder.dim, config.frame_units) if config.frame_units else None
+        if config.loss == "pruned":
+            self.simple_encoder = nn.Linear(config.encoder.dim, config.vocab_size)
+            self.simple_predictor = nn.Linear(config.predictor.dim, config.vocab_size)
 
     @property
     def one_label_a_frame(self) -> bool:
@@ -73,7 +85,8 @@ class Transducer(nn.Module):
     def forward(self, batch: Any, hours: float = float("inf")) -> dict[str, Tensor]:
         """Return the losses of a batch (asrkit.data.batching.Batch), summed over it, and its number of labels.
 
-        `hours` is the amount of audio trained on so far. Keys: loss (total), transducer, ctc, frame, weight (labels).
+        `hours` is the amount of audio trained on so far. Keys: loss (total), weight (labels), and those
+        that are trained of ctc, frame, simple, transducer, internal_lm.
         """
         config = self.config
         encoder_out, lens = self.encoder(batch.features, batch.feature_lens)
@@ -82,9 +95,12 @@ class Transducer(nn.Module):
         if self.frames is not None and batch.frame_labels is not None:
             losses["frame"] = self.frame_loss(encoder_out, batch.frame_labels, batch.token_lens)
             weights["frame"] = config.frame_weight
-        if not self.training or hours >= config.warm_start_hours:
-            losses["transducer"] = self.transducer_loss(encoder_out, lens, batch.tokens, batch.token_lens)
-            weights["transducer"] = 1.0
+        warm = self.training and hours < config.warm_start_hours
+        if (
+            not warm or config.loss == "pruned"
+        ):  # the simple loss has to know where labels are by the end of the warm start
+            losses |= self.transducer_losses(encoder_out, lens, batch.tokens, batch.token_lens, warm)
+            weights |= {"transducer": 1.0, "simple": config.simple_weight, "internal_lm": config.internal_lm_weight}
         total = sum(weights[name] * loss for name, loss in losses.items())
         return {"loss": total, **losses, "weight": batch.token_lens.sum()}
 
@@ -103,11 +119,33 @@ class Transducer(nn.Module):
         log_probs = self.ctc(encoder_out).float().log_softmax(dim=-1).transpose(0, 1)  # (T, N, V)
         return nn.functional.ctc_loss(log_probs, tokens, lens, token_lens, BLANK, reduction="sum", zero_infinity=True)
 
-    def transducer_loss(self, encoder_out: Tensor, lens: Tensor, tokens: Tensor, token_lens: Tensor) -> Tensor:
-        """Sum of the transducer losses of encoder_out (N, T, D) and tokens (N, U)."""
+    def transducer_losses(
+        self, encoder_out: Tensor, lens: Tensor, tokens: Tensor, token_lens: Tensor, warm: bool
+    ) -> dict[str, Tensor]:
+        """Return the sums of the losses that need the predictor, of encoder_out (N, T, D) and tokens (N, U).
+
+        `warm` leaves the simple loss alone, if the loss is pruned at all.
+        """
+        config, joiner = self.config, self.joiner
         predictor_out, _ = self.predictor(self.with_start(tokens), self.predictor.start(len(tokens)))
-        logits = self.joiner(encoder_out, predictor_out)  # (N, T, U + 1, V)
-        return transducer_loss(logits, tokens, lens, token_lens, self.one_label_a_frame).sum()
+        target = (tokens, lens, token_lens)
+        options = {"topology": config.topology, "delay_penalty": config.delay_penalty}
+        losses = {}
+        if config.loss == "pruned":
+            halves = self.simple_encoder(encoder_out), self.simple_predictor(predictor_out)
+            losses["simple"], *occupations = simple_loss(*halves, *target, **options)
+        if not warm:
+            joint = joiner.project_encoder(encoder_out), joiner.project_predictor(predictor_out)
+            arguments = (*joint, joiner.output.weight, joiner.output.bias)
+            options["factored"] = config.factored_blank
+            if config.loss == "pruned":
+                ranges = pruning_ranges(*occupations, lens, token_lens, config.prune_range, config.topology)
+                losses["transducer"] = pruned_loss(*arguments, ranges, *target, **options)
+            else:
+                losses["transducer"] = joint_transducer_loss(*arguments, *target, **options)
+            if config.internal_lm_weight:
+                losses["internal_lm"] = internal_lm_loss(joiner.internal_lm(joint[1]), tokens, token_lens)
+        return {name: loss.sum() for name, loss in losses.items()}
 
     @staticmethod
     def with_start(tokens: Tensor) -> Tensor:

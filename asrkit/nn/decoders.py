@@ -39,9 +39,20 @@ class LstmPredictor(nn.Module):
         return [self.embedding.weight.new_zeros(size) for _ in ("hidden", "cell")]
 
     def forward(self, tokens: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        embedded = self.dropout(self.embedding(tokens))
+        if tokens.shape[1] == 1 and not self.training:
+            return self._step(embedded[:, 0], *state)
         hidden, cell = (s.transpose(0, 1).contiguous() for s in state)
-        out, (hidden, cell) = self.lstm(self.dropout(self.embedding(tokens)), (hidden, cell))
+        out, (hidden, cell) = self.lstm(embedded, (hidden, cell))
         return self.dropout(out), [hidden.transpose(0, 1), cell.transpose(0, 1)]
+
+    def _step(self, x: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """One label, x (N, D): a search calls this often, and nn.LSTM takes its weights apart anew in each call."""
+        steps = []
+        for (w_ih, w_hh, b_ih, b_hh), h, c in zip(self.lstm.all_weights, hidden.unbind(1), cell.unbind(1), strict=True):
+            x, c = torch.lstm_cell(x, (h, c), w_ih, w_hh, b_ih, b_hh)
+            steps.append((x, c))
+        return x[:, None], [torch.stack(s, dim=1) for s in zip(*steps, strict=True)]
 
 
 class StatelessPredictor(nn.Module):
@@ -65,8 +76,15 @@ class StatelessPredictor(nn.Module):
     def forward(self, tokens: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         labels = torch.cat([state[0], tokens], dim=1)  # (N, context - 1 + U)
         embedded = self.dropout(self.embedding(labels))
-        out = self.conv(embedded.transpose(1, 2)).transpose(1, 2)  # (N, U, D)
+        out = self._step(embedded) if tokens.shape[1] == 1 else self.conv(embedded.transpose(1, 2)).transpose(1, 2)
         return nn.functional.silu(out), [labels[:, tokens.shape[1] :]]
+
+    def _step(self, embedded: Tensor) -> Tensor:
+        """Map embedded (N, context, D) to (N, 1, D): the convolution as matrix products, a third of its time."""
+        groups = self.conv.groups
+        window = embedded.transpose(1, 2).unflatten(1, (groups, -1)).flatten(2).transpose(0, 1)  # (G, N, D / G * C)
+        weight = self.conv.weight.unflatten(0, (groups, -1)).flatten(2)  # (G, D / G, D / G * context)
+        return (window @ weight.transpose(1, 2)).transpose(0, 1).flatten(1)[:, None] + self.conv.bias
 
 
 PREDICTORS = {"lstm": LstmPredictor, "stateless": StatelessPredictor}

@@ -99,8 +99,8 @@ class Attention(nn.Module):
         if cache is not None:
             kv = torch.cat([cache.to(kv.dtype), kv], dim=1)
         past = kv.shape[1] - frames
-        k, v = kv.unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (N, H, L + T, d)
-        q = q.unflatten(2, (self.heads, -1)).transpose(1, 2)  # (N, H, T, d)
+        k, v = kv.view(n, -1, 2, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)  # each (N, H, L + T, d)
+        q = q.view(n, frames, self.heads, -1).transpose(1, 2)  # (N, H, T, d)
         out = attend(rotate(q, past), rotate(k, 0), v, mask)
         return self.out(out.transpose(1, 2).flatten(2)), kv[:, kv.shape[1] - self.left_context :]
 
@@ -184,7 +184,7 @@ class Conformer(nn.Module):
         # A padded frame attends to its own chunk whatever it holds: an empty row would give NaN.
         mask = (mask & inside[:, None, :]) | ~inside[:, :, None]
         for layer in self.layers:
-            x, _, _ = layer(x, mask[:, None], None, layer.convolution.start(len(x))[0])
+            x, _, _ = layer(x, mask[:, None], None, layer.convolution.start(x.shape[0])[0])
         return x, lens
 
     def start(self, n: int) -> list[Tensor]:

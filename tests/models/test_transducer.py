@@ -125,6 +125,51 @@ def test_the_warm_start_leaves_the_transducer_out():
     assert "transducer" in model.eval()(batch, hours=0.0)  # so that validation losses can be compared
 
 
+VARIANTS = {
+    "pruned": {"loss": "pruned", "prune_range": 3, "internal_lm_weight": 0.2},
+    "factored": {"factored_blank": True, "internal_lm_weight": 0.2, "delay_penalty": 0.01},
+    "pruned and factored": {"loss": "pruned", "prune_range": 3, "factored_blank": True},
+}
+
+
+@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
+def test_variants_of_the_loss_add_up_and_padding_changes_nothing(options):
+    model = tiny_model(**options)
+    names = {"ctc": 0.3, "frame": 0.5, "transducer": 1.0}
+    names |= {"simple": 0.5} if "loss" in options else {}
+    names |= {"internal_lm": 0.2} if "internal_lm_weight" in options else {}
+    batch = make_batch([(61, 5), (40, 2), (7, 1), (23, 4)], 9, 3)
+    together, apart = model(batch), [model(alone(batch, i)) for i in range(4)]
+    assert set(together) == {*names, "loss", "weight"}
+    for name in names:
+        assert together[name].item() == pytest.approx(sum(losses[name].item() for losses in apart), rel=1e-5)
+    expected = sum(weight * together[name] for name, weight in names.items())
+    assert together["loss"].item() == pytest.approx(expected.item(), rel=1e-6)
+    together["loss"].backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+def test_a_pruned_loss_that_prunes_nothing_is_the_full_sum():
+    batch = make_batch([(61, 5), (40, 2)])
+    pruned, full = tiny_model(loss="pruned", prune_range=6), tiny_model()
+    full.load_state_dict(pruned.state_dict(), strict=False)
+    assert pruned(batch)["transducer"].item() == pytest.approx(full(batch)["transducer"].item(), rel=1e-5)
+
+
+def test_the_simple_loss_is_trained_from_the_start():
+    model = tiny_model(loss="pruned", warm_start_hours=0.5).train()
+    losses = model(make_batch([(61, 5), (40, 2)]), hours=0.1)
+    assert set(losses) == {"loss", "ctc", "frame", "simple", "weight"}
+
+
+def test_the_internal_language_model_does_not_train_the_encoder():
+    model = tiny_model(internal_lm_weight=0.2)
+    model(make_batch([(61, 5), (40, 2)]))["internal_lm"].backward()
+    trained = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert {name.split(".")[0] for name in trained} == {"predictor", "joiner"}
+    assert not any(name.startswith("joiner.project_encoder") for name in trained)
+
+
 def test_utterances_without_times_have_no_frame_loss():
     model, batch = tiny_model(), make_batch([(61, 5), (40, 2), (7, 1)])
     first = model(alone(batch, 0))["frame"].item()
