@@ -4,6 +4,7 @@ Usage:
     asrkit decode --model exp/asr a.wav talks/ data/test.jsonl.gz     # files, folders, manifests, Kaldi directories
     arecord -f S16_LE -r 16000 | asrkit decode --model exp/asr --streaming -
     asrkit decode --model exp/asr --out exp/asr/decode/test data/test.jsonl.gz
+    asrkit decode --model exp/asr --fusion fusion.yaml --context names.txt a.wav    # see asrkit/search/fusion.py
 """
 
 import json
@@ -30,6 +31,7 @@ from asrkit.data.manifests import is_manifest, load_cuts
 from asrkit.errors import InputError
 from asrkit.files import atomic_write
 from asrkit.progress import progress
+from asrkit.search.fusion import fuse, read_fusion
 from asrkit.search.recogniser import LONG_SECONDS, READ_SECONDS, Recogniser, load
 from asrkit.types import NBest
 
@@ -44,6 +46,8 @@ def decode(
     out: Path | None = None,
     format: Literal["text", "json", "ctm", "srt", "nbest"] = "text",
     beam: int = 4,
+    fusion: Path | None = None,
+    context: Path | None = None,
     streaming: bool = False,
     chunk_size: int | None = None,
     lookahead: int | None = None,
@@ -59,6 +63,8 @@ def decode(
         out: directory for nbest.jsonl, text, ctm and decode.json (speed), instead of printing.
         format: what is printed.
         beam: hypotheses kept by the search; 1 is greedy search.
+        fusion: YAML file with language models and their weights.
+        context: phrases to prefer, one a line, in place of those of the fusion file.
         streaming: decode chunk by chunk and show partial results on standard error.
         chunk_size: encoder frames (40 ms) in a chunk when streaming; the model's own by default.
         lookahead: encoder frames at the end of a chunk that the next one may revise; an eighth by default.
@@ -70,8 +76,13 @@ def decode(
     if threads is not None:
         torch.set_num_threads(threads)
     recogniser = load(model, beam)
+    weights = {}
+    if fusion or context:
+        config = read_fusion(fusion, context)
+        fuse(recogniser, config)
+        weights = config.weights
     chunk_size = (chunk_size or recogniser.streaming_chunk) if streaming else None
-    job = _Job(recogniser, chunk_size, lookahead, show_partial=streaming and out is None)
+    job = _Job(recogniser, chunk_size, lookahead, show_partial=streaming and out is None, fusion=weights)
     sources = [source for name in inputs for source in _sources(name)]
     with nbest_writer(out / "nbest.jsonl") if out else nullcontext(_printer(format)) as write:
         results = job.results(sources)
@@ -95,6 +106,7 @@ class _Job:
     chunk_size: int | None  # None: not streaming
     lookahead: int | None
     show_partial: bool
+    fusion: dict[str, float]  # weights of the language models
     failed: int = 0  # sources that could not be read
     audio_seconds: float = 0.0
     seconds: float = 0.0
@@ -113,6 +125,7 @@ class _Job:
         return {
             "command": command_line(),
             "beam": getattr(self.recogniser.search, "beam", 1),
+            "fusion": self.fusion,
             "chunk_size": self.chunk_size,
             "lookahead": self.lookahead,
             "threads": torch.get_num_threads(),

@@ -20,9 +20,12 @@ COMMANDS = {
     "data": "prepare, validate, describe and compare corpora",
     "lang": "make the tokens and the lexicon of a language",
     "train": "train a model",
+    "lm": "train and measure language models",
     "decode": "transcribe audio",
+    "tune": "find the weights of language models that decode best",
     "score": "word error rate of hypotheses, with its interval and alignments",
     "results": "write RESULTS.md from scored experiments",
+    "export": "make a trained model into files that run elsewhere",
     "plot": "draw learning curves and alignments",
 }
 

@@ -150,7 +150,7 @@ class BatchLoader:
             batches[-1].append(index)
         if self._shuffle:
             rng.shuffle(batches)
-        return _even_out(batches, self._world_size)
+        return even_out(batches, self._world_size)
 
     def assemble(self, indices: list[int], features: Tensor, feature_lens: Tensor, speeds: tuple[float, ...]) -> Batch:
         """Return the batch of the cuts with these indices, given their features (N, T, D) and speed perturbations."""
@@ -235,7 +235,7 @@ def _encode(cut: Cut, encode: Callable[[str], list[int]]) -> list[int]:
         raise InputError(f"cut {cut.id}: {error}") from error
 
 
-def _even_out(batches: list[list[int]], world_size: int) -> list[list[int]]:
+def even_out(batches: list[list[int]], world_size: int) -> list[list[int]]:
     """Halve batches, where possible those of the last incomplete round, until every process gets equally many."""
     while incomplete := len(batches) % world_size:
         last_round = len(batches) - incomplete

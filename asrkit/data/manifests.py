@@ -57,16 +57,23 @@ def read_texts(path: Path | str) -> Iterator[str]:
     Raises:
         InputError: the file cannot be read, or a line of the manifest is broken; names file and line.
     """
+    for _, text in read_numbered_texts(path):
+        yield text
+
+
+def read_numbered_texts(path: Path | str) -> Iterator[tuple[int, str]]:
+    """As `read_texts`, each with the number of its line (from 1), for messages."""
     for number, line in _lines(path):
         if not is_manifest(path):
             if line := line.strip():
-                yield line
+                yield number, line
             continue
         try:
             texts = [supervision["text"] for supervision in json.loads(line)["supervisions"]]
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path}: line {number}: not a cut with text: {_reason(error)}") from error
-        yield from texts
+        for text in texts:
+            yield number, text
 
 
 def read_lines(path: Path | str) -> Iterator[tuple[int, Cut | InputError]]:

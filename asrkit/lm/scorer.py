@@ -8,7 +8,8 @@ from torch import Tensor
 class Scorer(Protocol):
     """Scores the next label of many hypotheses at once.
 
-    A state is a list of tensors with the hypothesis in dimension 0; the search selects and reorders by indexing.
+    A state is a list of tensors with the hypothesis in dimension 0 and of one shape for every hypothesis; the search
+    selects, reorders and overwrites rows by indexing.
     `name` is the key of this scorer's own sum in the scores of a hypothesis.
     """
 
@@ -22,3 +23,6 @@ class Scorer(Protocol):
 
     def advance(self, state: list[Tensor], tokens: Tensor) -> list[Tensor]:
         """Return the state after appending tokens (B,) to the hypotheses of `state`."""
+
+    def finish(self, state: list[Tensor]) -> Tensor:
+        """Return the log-probability (B,) of the end of the sentence; zeros from a scorer that knows no end."""

@@ -1,4 +1,4 @@
-"""Pictures of a recipe: learning curves, and an alignment over a spectrogram. Arrays and records in, PNG out."""
+"""Pictures of a recipe: learning curves, an alignment over a spectrogram, tuned weights. Arrays in, PNG out."""
 
 import io
 from collections.abc import Sequence
@@ -107,6 +107,25 @@ def alignment(
         below.set_xlim(0, seconds)
         below.set_xlabel("time (s)")
         above.set_title(title, fontsize=10, loc="left")
+    return figure
+
+
+def weight_curves(trials: Sequence[tuple[dict[str, float], float]], best: dict[str, float]) -> Figure:
+    """Draw the word error rate over each weight, the others as in `best`, which is marked.
+
+    Args:
+        trials: the points tried, each weight's name -> value, and their word error rates (percent).
+        best: the weights chosen, one of the points.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(2.6 * len(best) + 0.8, 2.6), layout="constrained")
+        plots = figure.subplots(1, len(best), sharey=True, squeeze=False)[0]
+        for axes, name in zip(plots, best, strict=True):
+            line = sorted((point[name], rate) for point, rate in trials if {**point, name: best[name]} == best)
+            axes.plot(*zip(*line, strict=True), color=BLUE, marker="o", markersize=3.5, linewidth=1.5)
+            axes.plot(best[name], dict(line)[best[name]], color=VERMILION, marker="o", markersize=7)
+            axes.set_xlabel(f"weight of {name}")
+        plots[0].set_ylabel("word error rate (%)")
     return figure
 
 

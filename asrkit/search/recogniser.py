@@ -19,8 +19,9 @@ from asrkit.errors import InputError
 from asrkit.models import MODELS
 from asrkit.models.checkpoint import load_weights
 from asrkit.models.transducer import Transducer
-from asrkit.search.transducer import BeamSearch, GreedySearch
-from asrkit.search.transducer import Path as TokenPath
+from asrkit.search.beam import BeamSearch
+from asrkit.search.greedy import GreedySearch
+from asrkit.search.history import Path as TokenPath
 from asrkit.text.tokenizer import Tokenizer, load_tokenizer
 from asrkit.types import Hypothesis, NBest, Word
 
@@ -140,17 +141,17 @@ class Stream:
             self._decode(self._step_frames)
         if len(self._features):
             self._decode(len(self._features))
-        return self.result()
+        return self.result(final=True)
 
     @torch.inference_mode()
-    def result(self) -> NBest:
-        """Return the hypotheses so far, those of the lookahead included."""
+    def result(self, final: bool = False) -> NBest:
+        """Return the hypotheses so far, those of the lookahead included; `final` is for `finish`."""
         recogniser, state = self._recogniser, self._search_state
         if self._lookahead_out is not None:
             state = copy.deepcopy(state)
             recogniser.search.advance(state, self._lookahead_out, torch.tensor([self._lookahead_out.shape[1]]))
         duration = self._samples / recogniser.features.sampling_rate
-        return recogniser.nbest(self._name, duration, recogniser.search.hypotheses(state)[0])
+        return recogniser.nbest(self._name, duration, recogniser.search.hypotheses(state, final)[0])
 
     def _take(self, features: Tensor) -> None:
         self._features = torch.cat([self._features, features])

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from asrkit.scoring.pictures import alignment, learning_curve, save_picture
+from asrkit.scoring.pictures import alignment, learning_curve, save_picture, weight_curves
 from asrkit.types import Hypothesis, Word
 
 RECORDS = [
@@ -37,3 +37,10 @@ def test_alignment_puts_words_and_tokens_at_their_times(tmp_path):
     save_picture(figure, tmp_path / "a.png")
     first = (tmp_path / "a.png").read_bytes()
     assert first.startswith(b"\x89PNG") and len(first) > 10_000
+
+
+def test_weight_curves_show_the_points_around_the_best():
+    points = [({"lm": 0.2, "length": 0.0}, 9.0), ({"lm": 0.4, "length": 0.0}, 8.0), ({"lm": 0.2, "length": 0.5}, 7.0)]
+    figure = weight_curves([*points, ({"lm": 0.4, "length": 0.5}, 6.0)], {"lm": 0.4, "length": 0.5})
+    curves = {axes.get_xlabel(): axes.lines[0].get_xydata().tolist() for axes in figure.axes}
+    assert curves == {"weight of lm": [[0.2, 7.0], [0.4, 6.0]], "weight of length": [[0.0, 8.0], [0.5, 6.0]]}

@@ -1,0 +1,283 @@
+"""Beam search of a transducer, batched over utterances and hypotheses, and resumable chunk by chunk.
+
+Greedy and beam search share one shape: `state = start(n)`, `advance(state, encoder_out, lens)` as often as audio comes,
+and `hypotheses(state)` at any time. A whole utterance is one `advance`, a stream many; the result is the same.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from asrkit.lm.scorer import Scorer
+from asrkit.models.transducer import BLANK, Transducer
+from asrkit.search.history import ACOUSTIC, History, Path
+
+INTERNAL_LM = "internal_lm"
+# A multiplier of a polynomial hash over 64-bit integers (odd, so it never loses a bit of the prefix).
+HASH_MULTIPLIER = 6364136223846793005
+
+
+@dataclass
+class Memory:
+    """What follows from the labels of B hypotheses; it changes only when a label is appended."""
+
+    projected: Tensor  # (B, J) predictor output in joint space
+    scores: Tensor  # (B, S, V) each scorer's log-probability of each next label, 0 for the blank
+    fused: Tensor  # (B, V) their weighted sum
+    predictor: list[Tensor]  # state of the predictor
+    scorers: list[list[Tensor]]  # state of each scorer
+
+
+@dataclass
+class Hypotheses:
+    """K hypotheses of each of N utterances, those of an utterance side by side: B = N * K.
+
+    Their order means nothing: one keeps its place while it lives, so that its memory is never moved. Places that are
+    not in use have the score -inf.
+    """
+
+    scores: Tensor  # (B, 2 + S) total, by which they are ranked; acoustic, summed over alignments; each scorer's sum
+    ids: Tensor  # (B, 2) hash, equal if and (all but surely) only if the labels are equal; last node in the history
+    memory: Memory
+
+
+@dataclass
+class Extensions:
+    """The best extensions by one label, K' for each of M utterances: B = M * K'. Those dropped have the score -inf."""
+
+    rows: Tensor  # (M,) which utterances
+    parents: Tensor  # (B,) which hypotheses are extended
+    tokens: Tensor  # (B,)
+    scores: Tensor  # (B, 2 + S)
+    ids: Tensor  # (B, 2)
+
+
+def _map(function: Callable[..., Any], record: Any, *others: Any) -> Any:
+    """Apply `function` to each tensor of a record, whose fields may be lists, and to those at its place in `others`."""
+    if isinstance(record, Tensor):
+        return function(record, *others)
+    if isinstance(record, list):
+        return [_map(function, *items) for items in zip(record, *others, strict=True)]
+    values = (_map(function, *(getattr(r, f.name) for r in (record, *others))) for f in fields(record))
+    return type(record)(*values)
+
+
+def _take(record: Any, index: Tensor | slice) -> Any:
+    """Return the rows `index` of each tensor of a record."""
+    return _map(lambda x: x[index], record)
+
+
+def _put(record: Any, index: Tensor, values: Any) -> None:
+    """Overwrite the rows `index` of each tensor of a record with those of `values`."""
+    _map(lambda old, new: old.index_copy_(0, index, new), record, values)
+
+
+@dataclass
+class BeamState:
+    frames: Tensor  # (N,) encoder frames consumed
+    hyps: Hypotheses
+    history: History
+
+
+@dataclass
+class BeamSearch:
+    """Time-synchronous beam search in which equal label sequences are merged.
+
+    At each frame a hypothesis goes on by the blank or by one label or, if the model's topology is regular, by up to
+    `max_symbols` labels and then the blank: the lattice of the full-sum loss. Merging adds up the probabilities of all
+    alignments of the same labels that the beam holds (the prefix search of 1211.3711, section 2.3, frame by frame).
+    Extensions `max_drop` below the best hypothesis are dropped at once. `scorers` are (scorer, weight) pairs;
+    a hypothesis is ranked by its acoustic log-probability plus the weighted sums, which are kept apart. So is that of
+    the model's internal language model, as "internal_lm", if its weight is not 0; a negative one takes it away
+    (Meng et al., "Internal Language Model Estimation for Domain-Adaptive End-to-End Speech Recognition", 2011.01991).
+    With `keep_lattice` the state holds what `asrkit.search.lattice.lattices` needs.
+    """
+
+    model: Transducer
+    beam: int = 4
+    scorers: Sequence[tuple[Scorer, float]] = field(default_factory=tuple)
+    internal_lm_weight: float = 0.0
+    max_symbols: int = 3
+    max_drop: float = 10.0
+    keep_lattice: bool = False
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all scores but the total."""
+        internal_lm = [INTERNAL_LM] if self.internal_lm_weight else []
+        return [ACOUSTIC, *(scorer.name for scorer, _ in self.scorers), *internal_lm]
+
+    @torch.inference_mode()
+    def start(self, n: int) -> BeamState:
+        """Return the state of `n` utterances before their first frame."""
+        device = self.model.device
+        predictor, scorers = self.model.predictor.start(1), [scorer.start(1) for scorer, _ in self.scorers]
+        memory = self._memory(torch.full((1,), BLANK, device=device), predictor, scorers)
+        scores = torch.zeros(n, self.beam, 2 + memory.scores.shape[1], device=device)
+        scores[:, 1:, :2] = -torch.inf
+        ids = torch.zeros(n * self.beam, 2, dtype=torch.int64, device=device)
+        ids[:, 1] = torch.arange(n, device=device).repeat_interleave(self.beam)  # the roots of the history
+        memory = _map(lambda x: x.expand(n * self.beam, *x.shape[1:]).clone(), memory)
+        return BeamState(ids.new_zeros(n), Hypotheses(scores.flatten(0, 1), ids, memory), History(n, device))
+
+    @torch.inference_mode()
+    def advance(self, state: BeamState, encoder_out: Tensor, lens: Tensor) -> None:
+        """Consume encoder_out (N, T, D), of which lens (N,) frames count."""
+        # The longest first: then the utterances with frames left are always the first ones.
+        lens, order = lens.cpu().sort(descending=True, stable=True)
+        left = (lens > torch.arange(encoder_out.shape[1])[:, None]).sum(dim=1).tolist()  # utterances in each frame
+        order = order.to(encoder_out.device)
+        encoder = self.model.joiner.project_encoder(encoder_out)[order]
+        frames, hyps = state.frames[order], self._reordered(state.hyps, order)
+        going_on = hyps
+        for t, n in enumerate(left):
+            if n == 0:
+                break
+            if n * self.beam < len(going_on.ids):
+                going_on = _take(hyps, slice(n * self.beam))
+            self._frame(going_on, encoder[:n, t], frames[:n], state.history)
+            frames[:n] += 1
+        back = order.argsort()
+        state.frames, state.hyps = frames[back], self._reordered(hyps, back)
+
+    def _reordered(self, hyps: Hypotheses, order: Tensor) -> Hypotheses:
+        """Return the hypotheses of the utterances `order` (N,)."""
+        index = (order[:, None] * self.beam + torch.arange(self.beam, device=order.device)).flatten()
+        return _take(hyps, index)
+
+    def _frame(self, hyps: Hypotheses, encoder: Tensor, frames: Tensor, history: History) -> None:
+        """Take hypotheses through one frame, encoder (N, J), whose numbers are `frames` (N,), in place."""
+        topology, log_probs = self.model.config.topology, self._log_probs(encoder, hyps.memory)  # (N, K, V)
+        waiting = replace(hyps, scores=hyps.scores.clone())  # those that may have a label in this frame
+        rows = torch.arange(len(encoder), device=encoder.device)  # their utterances
+        hyps.scores[:, :2] += log_probs[..., BLANK].view(-1, 1)
+        for _ in range(self.max_symbols if topology == "regular" else 1):
+            floor = hyps.scores[:, 0].view(-1, self.beam).amax(dim=1)[rows, None] - self.max_drop
+            new = self._extended(waiting, log_probs, floor)
+            if new is None:
+                return
+            rows = rows[new.rows]
+            now = frames[rows, None].expand(-1, len(new.tokens) // len(rows)).flatten()
+            new.ids[:, 1] = history.append(new.ids[:, 1], new.tokens, now)
+            if self.keep_lattice:
+                history.scores.append(new.scores)
+            if topology == "modified":
+                places, born = self._merge(hyps, rows, new.scores, new.ids)
+                if len(born) == 0:
+                    return
+                memory = self._grown(waiting.memory, new.parents[born], new.tokens[born])
+            else:  # the blank follows in the same frame
+                waiting = Hypotheses(new.scores, new.ids, self._grown(waiting.memory, new.parents, new.tokens))
+                log_probs = self._log_probs(encoder[rows], waiting.memory)
+                scores = new.scores.clone()
+                scores[:, :2] += log_probs[..., BLANK].view(-1, 1)
+                places, born = self._merge(hyps, rows, scores, new.ids)
+                memory = _take(waiting.memory, born)
+            _put(hyps.memory, places, memory)
+
+    def _log_probs(self, encoder: Tensor, memory: Memory) -> Tensor:
+        """Return the log-probabilities (N, K, V) of K hypotheses each in one frame, encoder (N, J)."""
+        return self.model.joiner.log_probs(encoder[:, None], memory.projected.unflatten(0, (len(encoder), -1)))
+
+    def _extended(self, hyps: Hypotheses, log_probs: Tensor, floor: Tensor) -> Extensions | None:
+        """Return the best extensions of `hyps` by one label, or None if all are below `floor` (N, 1)."""
+        n, k, vocab = log_probs.shape
+        scores = log_probs + hyps.memory.fused.view(n, k, vocab) if hyps.memory.scores.shape[1] else log_probs
+        total = hyps.scores[:, 0].view(n, k)
+        rows = (scores[..., BLANK + 1 :].amax(dim=-1) + total > floor).any(dim=1).nonzero()[:, 0]
+        if len(rows) == 0:
+            return None
+        candidates = (scores[rows] + total[rows, :, None]).flatten(1)  # (M, K * V)
+        candidates[:, BLANK::vocab] = -torch.inf
+        best, index = candidates.topk(min(self.beam, k * vocab), dim=1)  # (M, K')
+        index = (index + rows[:, None] * (k * vocab)).flatten()
+        parents, tokens = index // vocab, index % vocab
+        extended = hyps.scores[parents]
+        extended[:, 0] = best.flatten()
+        extended[:, 1] += log_probs.flatten()[index]
+        extended[:, :2].masked_fill_((best <= floor[rows]).view(-1, 1), -torch.inf)
+        extended[:, 2:] += hyps.memory.scores[parents, :, tokens]
+        ids = hyps.ids[parents]
+        ids[:, 0].mul_(HASH_MULTIPLIER).add_(tokens)
+        return Extensions(rows, parents, tokens, extended, ids)
+
+    def _merge(self, hyps: Hypotheses, rows: Tensor, scores: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Merge extensions of the utterances `rows` (M,) with equal hypotheses and keep the best, in place.
+
+        The memory of those that are added stays to be done: returns their places in `hyps` and in `scores`, both (B,).
+        """
+        m, k = len(rows), self.beam
+        places = (rows[:, None] * k + torch.arange(k, device=rows.device)).flatten()
+        old_scores, old_ids = hyps.scores[places], hyps.ids[places]
+        # Hypotheses differ from each other, and so do their extensions: each equals at most one of the others.
+        equal = ids[:, 0].view(m, -1, 1) == old_ids[:, 0].view(m, 1, k)  # (M, K', K)
+        gain = scores[:, :2].view(m, -1, 1, 2).masked_fill(~equal[..., None], -torch.inf)
+        gain, which = gain.max(dim=1)  # (M, K, 2)
+        # The emission frames are those of the most probable alignment.
+        nodes = ids[:, 1].view(m, -1).gather(1, which[..., 0]).flatten()
+        gain = gain.view(-1, 2)
+        old_ids[:, 1] = torch.where(gain[:, 0] > old_scores[:, 0], nodes, old_ids[:, 1])
+        old_scores[:, :2] = torch.logaddexp(old_scores[:, :2], gain)
+
+        total = scores[:, 0].view(m, -1).masked_fill(equal.any(dim=2), -torch.inf)
+        total = torch.cat([old_scores[:, 0].view(m, k), total], dim=1)  # (M, K + K')
+        kept = torch.zeros_like(total, dtype=torch.bool).scatter_(1, total.topk(k, dim=1).indices, True)
+        # In each utterance as many places become free as are taken, so the two lists are in step.
+        freed, born = (part.flatten().nonzero()[:, 0] for part in (~kept[:, :k], kept[:, k:]))
+        used = total[:, k:].flatten()[born] > -torch.inf
+        freed, born = freed[used], born[used]
+        old_scores[freed], old_ids[freed] = scores[born], ids[born]
+        hyps.scores.index_copy_(0, places, old_scores)
+        hyps.ids.index_copy_(0, places, old_ids)
+        return places[freed], born
+
+    def _grown(self, memory: Memory, parents: Tensor, tokens: Tensor) -> Memory:
+        """Return the memory of B hypotheses that add `tokens` (B,) to their `parents` (B,), which have `memory`."""
+        predictor = [state[parents] for state in memory.predictor]
+        scorers = [
+            scorer.advance([state[parents] for state in states], tokens)
+            for (scorer, _), states in zip(self.scorers, memory.scorers, strict=True)
+        ]
+        return self._memory(tokens, predictor, scorers)
+
+    def _memory(self, tokens: Tensor, predictor: list[Tensor], scorers: list[list[Tensor]]) -> Memory:
+        """Return the memory of B hypotheses from their last tokens, the predictor before them, the scorers after."""
+        joiner = self.model.joiner
+        out, predictor = self.model.predictor(tokens[:, None], predictor)
+        projected = joiner.project_predictor(out[:, 0])
+        scores = [scorer.score(state) for (scorer, _), state in zip(self.scorers, scorers, strict=True)]
+        weights = [weight for _, weight in self.scorers]
+        if self.internal_lm_weight:
+            scores.append(joiner.internal_lm(projected))
+            weights.append(self.internal_lm_weight)
+        vocab = joiner.output.out_features
+        stacked = torch.stack(scores, dim=1) if scores else projected.new_zeros(len(tokens), 0, vocab)
+        stacked[..., BLANK] = 0.0
+        return Memory(projected, stacked, stacked.mT @ stacked.new_tensor(weights), predictor, scorers)
+
+    @torch.inference_mode()
+    def scores(self, state: BeamState, final: bool = True) -> Tensor:
+        """Return the scores (N * K, 2 + S) of all hypotheses; if `final`, with those of the sentence's end."""
+        scores = state.hyps.scores.clone()
+        for i, ((scorer, weight), memory) in enumerate(zip(self.scorers, state.hyps.memory.scorers, strict=True)):
+            if final:
+                end = scorer.finish(memory)
+                scores[:, 2 + i] += end
+                scores[:, 0] += weight * end
+        return scores
+
+    @torch.inference_mode()
+    def hypotheses(self, state: BeamState, final: bool = True) -> list[list[Path]]:
+        """Return the N-best list of each utterance, best first, whether it has ended (`final`) or not."""
+        names, rows = self.names, self.scores(state, final).tolist()
+        labels = state.history.paths(state.hyps.ids[:, 1].tolist())
+        paths = [
+            Path(*path, total, dict(zip(names, scores, strict=True)))
+            for path, (total, *scores) in zip(labels, rows, strict=True)
+        ]
+        nbest = (paths[first : first + self.beam] for first in range(0, len(paths), self.beam))
+        return [sorted((p for p in some if p.score > -math.inf), key=lambda p: -p.score) for some in nbest]
