@@ -1,0 +1,1 @@
+"""From a trained experiment to files that run elsewhere, and the proof that they say the same."""
