@@ -18,7 +18,8 @@ class Hypothesis:
     """One transcript of one utterance.
 
     `token_times` are emission times (seconds), one a token. `scores` keeps each scorer's own log-probability apart
-    and unweighted ("acoustic", "lm", "internal_lm", …); `score` is the weighted total that ranked the hypothesis.
+    and unweighted ("acoustic", "lm", "internal_lm", …); `score` is their weighted total, by which
+    hypotheses are ranked (divided by the number of tokens where there are no weights).
     """
 
     tokens: tuple[str, ...]

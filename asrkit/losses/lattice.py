@@ -116,7 +116,7 @@ def _engine(backend: str, device: torch.device) -> Callable[..., tuple[Tensor, T
         need(backend, "pip install triton")
         return importlib.import_module("asrkit.losses.lattice_triton").lattice
     if backend == "k2":
-        return functools.partial(_k2_lattice, need(backend, "bash tools/install_k2.sh"))
+        return functools.partial(_k2_lattice, need(backend, "bash tools/bench/install_peers.sh FOLDER"))
     raise InputError(f'no transducer lattice "{backend}" on {device.type}: give auto, torch, numba, triton or k2')
 
 

@@ -103,6 +103,8 @@ class BeamSearch:
     internal_lm_weight: float = 0.0
     max_symbols: int = 3
     max_drop: float = 10.0
+    length_norm: bool = False
+    """Rank the final hypotheses by score per label: the total alone prefers those that leave words out."""
     keep_lattice: bool = False
 
     @property
@@ -280,4 +282,7 @@ class BeamSearch:
             for path, (total, *scores) in zip(labels, rows, strict=True)
         ]
         nbest = (paths[first : first + self.beam] for first in range(0, len(paths), self.beam))
-        return [sorted((p for p in some if p.score > -math.inf), key=lambda p: -p.score) for some in nbest]
+        return [sorted((p for p in some if p.score > -math.inf), key=self._rank) for some in nbest]
+
+    def _rank(self, path: Path) -> float:
+        return -path.score / max(1, len(path.tokens)) if self.length_norm else -path.score

@@ -141,7 +141,9 @@ def fuse(recogniser: Recogniser, config: FusionConfig, scorers: dict[str, Scorer
         scorers = load_scorers(config, recogniser.tokenizer, recogniser.model.device)
     weights = config.weights
     pairs = [(scorer, weights[name]) for name, scorer in scorers.items() if weights[name]]
-    recogniser.search = replace(recogniser.search, scorers=pairs, internal_lm_weight=config.internal_lm)
+    fused = {"scorers": pairs, "internal_lm_weight": config.internal_lm}
+    # The weight of the length does what the norm does, but for the norm's one value.
+    recogniser.search = replace(recogniser.search, **fused, length_norm=not any(weights.values()))
 
 
 def load_lm(path: Path, tokenizer: Tokenizer, name: str = "lm", unit: str = "token", device="cpu") -> Scorer:

@@ -42,7 +42,7 @@ class Recogniser:
 
     def __init__(self, model: Transducer, features: FeatureConfig, tokenizer: Tokenizer, beam: int = 4) -> None:
         self.model, self.features, self.tokenizer = model.eval(), features, tokenizer
-        self.search = BeamSearch(model, beam) if beam > 1 else GreedySearch(model)
+        self.search = BeamSearch(model, beam, length_norm=True) if beam > 1 else GreedySearch(model)
         self.fbank = Fbank(features)
 
     @property

@@ -11,7 +11,7 @@
 #   5  language models of source and targets  exp/<experiment>/lm
 #   6  tune the weights of each method on each target's dev set
 #   7  decode the targets' test sets          exp/<experiment>/<target>/<method>
-#   8  score: shallow fusion and contextual phrases against none of them, the others against shallow fusion
+#   8  score: shallow fusion and phrases against a reward for length alone, the others against shallow fusion
 #   9  RESULTS.md
 #
 # Options
@@ -97,8 +97,8 @@ if wanted 5 "language models"; then
   done
 fi
 
-methods=(shallow_fusion density_ratio lodr ilme)
-declare -A weights=([shallow_fusion]="target length" [density_ratio]="target source length"
+methods=(length shallow_fusion density_ratio lodr ilme)
+declare -A weights=([length]="length" [shallow_fusion]="target length" [density_ratio]="target source length"
   [lodr]="target source_bigram length" [ilme]="target internal_lm length" [context]="context length")
 
 methods_of() { # methods_of TARGET
@@ -107,8 +107,9 @@ methods_of() { # methods_of TARGET
 }
 
 start_of() { # start_of METHOD TARGET: the fusion that tuning starts from
-  [[ $1 == context ]] || printf 'lms:\n  target: {path: %s, weight: 0.4}\n' "$exp/lm/$2"
+  [[ $1 == length || $1 == context ]] || printf 'lms:\n  target: {path: %s, weight: 0.4}\n' "$exp/lm/$2"
   case $1 in
+    length) printf 'length: 0.2\n' ;;
     context) printf 'context: {phrases: %s}\n' "$phrases" ;;
     density_ratio) printf '  source: {path: %s, weight: -0.2}\n' "$exp/lm/source" ;;
     lodr) printf '  source_bigram: {path: %s, weight: -0.2}\n' "$exp/lm/source_bigram" ;;
@@ -152,8 +153,11 @@ if wanted 8 "score"; then
     [[ -z $phrases || $target != "${targets[-1]}" ]] || options=(--phrases "$phrases")
     score "$target" none "${options[@]}"
     for method in $(methods_of "$target"); do
-      against=shallow_fusion
-      [[ $method != shallow_fusion && $method != context ]] || against=none
+      case $method in
+        length) against=none ;;
+        shallow_fusion | context) against=length ;;
+        *) against=shallow_fusion ;;
+      esac
       score "$target" "$method" --baseline "$exp/$target/$against/nbest.jsonl" "${options[@]}"
     done
   done

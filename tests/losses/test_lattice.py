@@ -95,5 +95,5 @@ def test_backends_that_cannot_run_are_named(backend, monkeypatch):
 
 def test_a_missing_package_is_named_with_its_command(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "k2", None)
-    with pytest.raises(InputError, match="k2.*install_k2.sh"):
+    with pytest.raises(InputError, match="k2.*install_peers.sh"):
         lattice(*random_case(1, 3, 2, torch.float32), backend="k2")

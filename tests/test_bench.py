@@ -1,0 +1,81 @@
+"""The benchmarks run, agree with those peers that are there, and write what they promise; no test looks at a time."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCH = Path(__file__).parents[1] / "tools/bench"
+
+
+def run(script: str, folder: Path) -> tuple[str, dict]:
+    """Run a benchmark with --quick; return what it prints and its record."""
+    files = ["--json", str(folder / "rows.json"), "--markdown", str(folder / "table.md")]
+    command = [sys.executable, str(BENCH / script), "--quick", *files]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (folder / "table.md").read_text(encoding="utf-8")
+    return done.stdout, json.loads((folder / "rows.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("script", ["transducer_loss.py", "training_step.py"])
+def test_results_agree(script, tmp_path):
+    printed, record = run(script, tmp_path)
+    assert set(record) == {"machine", "git", "peers", "absent", "rows", "notes"}
+    assert record["rows"]
+    for row in record["rows"]:
+        assert set(row) == {"work", "peer", "ours", "theirs", "unit", "ratio", "result"}
+        assert row["result"].startswith("equal to")
+        assert row["work"] in printed and row["peer"] in printed
+    for peer in record["absent"]:
+        assert peer in printed
+
+
+@pytest.fixture
+def common(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCH))
+    import common
+
+    yield common
+    del sys.modules["common"]
+
+
+def test_a_different_result_is_shown_and_fails(common, capsys):
+    x = torch.ones(3)
+    contestants = {
+        "asrkit": lambda: [x],
+        "same": lambda: [x + 1e-7],
+        "other": lambda: [x + 0.5],
+        "none": lambda: [x * torch.nan],
+    }
+    rows = common.duel("work", contestants, tolerance=1e-5, seconds=0)
+    found = {row.peer: row.result for row in rows}
+    assert found["same"].startswith("equal to")
+    assert found["other"] == "DIFFERS by 5e-01" and found["none"] == "DIFFERS by nan"
+    with pytest.raises(SystemExit, match="results differ"):
+        common.report("bench", rows, common.options("bench").parse_args([]))
+    assert "DIFFERS by 5e-01" in capsys.readouterr().out
+
+
+def test_ratio_above_one_means_that_ours_is_better(common):
+    assert common.Row("work", "peer", 2.0, 3.0, "ms", "equal").ratio == 1.5
+    assert common.Row("work", "peer", 3.0, 2.0, "hours", "equal", more_is_better=True).ratio == 1.5
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="no peak of the resident set to read")
+def test_peak_memory_counts_what_is_held_at_once(common):
+    one = 64 * 2**20 // 4  # floats in 64 MiB
+
+    def two_of_three() -> None:
+        for _ in range(3):
+            x = torch.ones(one)
+            y = torch.ones(one)
+            del x, y
+
+    assert common.peak_memory(two_of_three) == pytest.approx(128, rel=0.1)
