@@ -4,6 +4,7 @@ An ARPA file or a binary of kenlm (Heafield, "KenLM: Faster and Smaller Language
 a token-level model are the symbols of the tokenizer.
 """
 
+import logging
 import math
 import re
 from abc import ABC, abstractmethod
@@ -18,6 +19,8 @@ from torch import Tensor
 
 from asrkit.errors import InputError
 from asrkit.text.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
 
 LN_10 = math.log(10)  # kenlm's logarithms are to base 10
 END, UNKNOWN = "</s>", "<unk>"
@@ -71,6 +74,9 @@ def _is_arpa(file: Path) -> bool:
 def _check_tokens(file: Path, model: kenlm.Model, tokenizer: Tokenizer) -> None:
     """Raise InputError if the words of a model are not tokens; of a binary they can only be asked for."""
     tokens = set(tokenizer.symbols)
+    unseen = sum(symbol not in model for symbol in tokens)
+    if 2 * unseen > len(tokens):
+        log.warning("%s: %d of the recogniser's %d tokens are not in it", file, unseen, len(tokens))
     hint = "is it a model of words? then its unit is 'word'"
     if _is_arpa(file):
         words = _unigrams(file) - {"<s>", END, UNKNOWN}

@@ -183,11 +183,12 @@ class _LogitsLoss(torch.autograd.Function):
     def forward(ctx, logits: Tensor, lattice: Lattice) -> Tensor:
         flat = logits.detach().reshape(-1, logits.shape[-1])
         engine = nodes.engine(flat, lattice.backend)
+        packed, size = lattice.nodes(), chunk_size(flat.device, flat.shape[1])
         scores = [
-            engine.scores(flat, lattice.labels_of(chunk), lattice.factored, rows=chunk)
-            for chunk in lattice.nodes().split(chunk_size(flat.device, flat.shape[1]))
+            engine.scores(flat, labels, lattice.factored, rows=chunk)
+            for chunk, labels in zip(packed.split(size), lattice.labels_of(packed).split(size), strict=True)
         ]
-        total, planes = lattice.sums(lattice.nodes(), scores)
+        total, planes = lattice.sums(packed, scores)
         ctx.lattice = lattice
         ctx.save_for_backward(logits, planes)
         return -total
@@ -199,9 +200,9 @@ class _LogitsLoss(torch.autograd.Function):
         lattice, size = ctx.lattice, chunk_size(logits.device, logits.shape[-1])
         flat, grad = logits.reshape(-1, logits.shape[-1]), _untouched_zeros(logits)
         engine = nodes.engine(flat, lattice.backend)
-        chosen, weights = lattice.weighted(planes, grad_loss)
-        for chunk, weight in zip(chosen.split(size), weights.split(size, dim=1), strict=True):
-            labels = lattice.labels_of(chunk)
+        packed, weights = lattice.weighted(planes, grad_loss)
+        pieces = packed.split(size), lattice.labels_of(packed).split(size), weights.split(size, dim=1)
+        for chunk, labels, weight in zip(*pieces, strict=True):
             engine.gradient(flat, labels, lattice.factored, *weight, out=grad.view_as(flat), rows=chunk)
         return grad, None
 

@@ -178,7 +178,9 @@ def _wer_table(rows: dict[str, Row], measures: dict[str, dict[str, Any]]) -> str
     body = []
     for key, row in rows.items():
         score = measures[key]
-        counts = (f"{score[name]:g}" for name in ("words", "insertions", "deletions", "substitutions"))
+        decimals = 1 if "seeds" in score else 0
+        names = ("words", "insertions", "deletions", "substitutions")
+        counts = (f"{score[name]:.{decimals}f}" for name in names)
         positions = (_show(score[name]["wer"], 2) for name in ("first_word", "other_words"))
         cells = (row.name, *_wer_cells(score), *counts, *positions)
         body.append((*cells, _real_time_factor(score["decode"]), _parameters(score["train"])))

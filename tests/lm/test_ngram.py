@@ -135,6 +135,12 @@ def test_no_language_model_is_one_line(tmp_path, tokenizer, folder):
         load_ngram(tmp_path / "text", tokenizer)
 
 
+def test_tokens_that_a_model_lacks_are_reported(tmp_path, tokenizer, caplog):
+    write_arpa(kneser_ney([symbols_of(tokenizer, "a")], 2), tmp_path / "small.arpa")
+    load_ngram(tmp_path / "small.arpa", tokenizer)
+    assert "tokens are not in it" in caplog.text
+
+
 def test_another_vocabulary_is_one_line(tmp_path, tokenizer, folder):
     (tmp_path / "lm.arpa").write_text(ARPA.replace(" a", " zz").replace("\ta", "\tzz"))
     with pytest.raises(

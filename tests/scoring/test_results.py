@@ -125,4 +125,4 @@ def test_seeds_give_mean_and_spread_and_baselines_a_table_of_differences(experim
     assert evaluate("both.train.seconds / 60", measures) == 10
     lines = markdown(Results("T", rows), measures, "abc123", "a machine").splitlines()
     assert "| streaming | full context | +0.50 | -0.25 … +1.25 | 0.012 |" in lines
-    assert any(line.startswith("| two seeds | **5.25** ± 0.35 | 5.00–5.50 (2 seeds) | 20 | 0 |") for line in lines)
+    assert any(line.startswith("| two seeds | **5.25** ± 0.35 | 5.00–5.50 (2 seeds) | 20.0 | 0.0 |") for line in lines)
