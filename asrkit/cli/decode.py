@@ -52,6 +52,7 @@ def decode(
     chunk_size: int | None = None,
     lookahead: int | None = None,
     threads: int | None = None,
+    bf16: bool = False,
 ) -> None:
     """Transcribe audio files, folders of them, manifests, Kaldi data directories, or raw PCM on standard input ("-").
 
@@ -69,6 +70,7 @@ def decode(
         chunk_size: encoder frames (40 ms) in a chunk when streaming; the model's own by default.
         lookahead: encoder frames at the end of a chunk that the next one may revise; an eighth by default.
         threads: processor threads; all by default.
+        bf16: compute in bfloat16 where autocast deems it safe: faster on hardware that has instructions for it.
     """
     for name, value in {"beam": beam, "chunk-size": chunk_size, "threads": threads}.items():
         if value is not None and value < 1:
@@ -82,7 +84,7 @@ def decode(
         fuse(recogniser, config)
         weights = config.weights
     chunk_size = (chunk_size or recogniser.streaming_chunk) if streaming else None
-    job = _Job(recogniser, chunk_size, lookahead, show_partial=streaming and out is None, fusion=weights)
+    job = _Job(recogniser, chunk_size, lookahead, show_partial=streaming and out is None, fusion=weights, bf16=bf16)
     sources = [source for name in inputs for source in _sources(name)]
     with nbest_writer(out / "nbest.jsonl") if out else nullcontext(_printer(format)) as write:
         results = job.results(sources)
@@ -107,6 +109,7 @@ class _Job:
     lookahead: int | None
     show_partial: bool
     fusion: dict[str, float]  # weights of the language models
+    bf16: bool
     failed: int = 0  # sources that could not be read
     audio_seconds: float = 0.0
     seconds: float = 0.0
@@ -116,7 +119,8 @@ class _Job:
         remaining = iter(sources)
         while window := list(islice(remaining, WINDOW if self.chunk_size is None else 1)):
             start = time.perf_counter()
-            results = self._window(window)
+            with torch.autocast(self.recogniser.model.device.type, torch.bfloat16, enabled=self.bf16):
+                results = self._window(window)
             self.seconds += time.perf_counter() - start
             self.audio_seconds += sum(result.duration for result in results)
             yield from results
@@ -129,6 +133,7 @@ class _Job:
             "chunk_size": self.chunk_size,
             "lookahead": self.lookahead,
             "threads": torch.get_num_threads(),
+            "bf16": self.bf16,
             "seconds_audio": round(self.audio_seconds, 2),
             "real_time_factor": round(self.seconds / max(self.audio_seconds, 1e-9), 5),
         }

@@ -7,6 +7,7 @@ logits again, at the nodes that matter.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from types import ModuleType
 from typing import Any
 
@@ -50,9 +51,12 @@ class Lattice:
         inside = (t < self.frame_lens[:, None])[:, :, None] & (u <= self.label_lens[:, None])[:, None, :]
         return inside.flatten().nonzero().squeeze(1)
 
+    @cached_property
+    def _labels(self) -> Tensor:
+        return self.labels[:, None].expand(self.shape).flatten()
+
     def labels_of(self, nodes: Tensor) -> Tensor:
-        _, frames, columns = self.shape
-        return self.labels.flatten()[nodes // (frames * columns) * columns + nodes % columns]
+        return self._labels[nodes]
 
     def sums(self, nodes: Tensor, scores: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """Sum over the paths, from pieces of (normaliser, blank's score, label's score) of the nodes.

@@ -68,6 +68,17 @@ def decode(experiment, capsys):
     return call
 
 
+@pytest.mark.parametrize("options", [[], ["--beam", "1"], ["--streaming"]])
+def test_bf16(decode, audio, expected, tmp_path, options):
+    assert decode(audio / "a.wav", "--bf16", "--out", tmp_path / "out", *options)[0] == 0
+    (result,) = read_nbest(tmp_path / "out" / "nbest.jsonl")
+    assert result.duration == expected["a.wav"].duration and result.hyps
+    assert json.loads((tmp_path / "out" / "decode.json").read_text())["bf16"]
+    if not options:  # close to float32, but not equal
+        score, exact = result.hyps[0].score, expected["a.wav"].hyps[0].score
+        assert score == pytest.approx(exact, rel=0.1) and score != exact
+
+
 @pytest.fixture
 def copy(experiment, tmp_path) -> Path:
     """An experiment directory to be damaged."""
