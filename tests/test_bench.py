@@ -79,3 +79,11 @@ def test_peak_memory_counts_what_is_held_at_once(common):
             del x, y
 
     assert common.peak_memory(two_of_three) == pytest.approx(128, rel=0.1)
+
+
+def test_searches_find_the_same_texts(tmp_path):
+    _, record = run("beam_search.py", tmp_path)
+    results = {row["peer"]: row["result"] for row in record["rows"]}
+    for peer in ("asrkit, one utterance at a time", "plain loop"):
+        assert results[peer].endswith("8 of 8 texts equal")
+    assert any(row["work"].startswith("search of 200 utterances") for row in record["rows"])
