@@ -13,6 +13,7 @@ import pytest
 from asrkit.cli.train import ExperimentConfig
 from asrkit.config import read_config
 from asrkit.scoring.results import Results
+from asrkit.search.fusion import read_fusion
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 # Just long enough for the model to be mostly silent: what babbles takes long to decode and to score.
@@ -161,10 +162,15 @@ def test_fusion_in_miniature(mini_options, tmp_path):
     done = run("mini/fusion", *options)
     assert done.returncode == 0, done.stdout + done.stderr
     exp = tmp_path / "work" / "exp" / "default"
-    for method in ("shallow_fusion", "density_ratio", "lodr", "ilme"):
-        scores = json.loads((exp / "meeting" / method / "nbest.jsonl").read_text().splitlines()[0])["hyps"][0]["scores"]
-        assert "target" in scores and (exp / "meeting" / method / "score.json").exists()
-        assert (exp / "meeting" / method / "tuned.png").read_bytes().startswith(b"\x89PNG")
+    names = {"shallow_fusion": {"target"}, "density_ratio": {"target", "source"}, "lodr": {"target", "source_bigram"}}
+    names |= {"ilme": {"target"}, "length": set(), "context": {"context"}}
+    for method, expected in names.items():
+        folder = exp / "meeting" / method
+        weights = read_fusion(folder / "tuned.yaml").weights
+        assert weights.keys() == {*expected, "internal_lm", "length"}
+        decoded = json.loads((folder / "decode.json").read_text())
+        assert decoded["fusion"] == weights and (folder / "score.json").exists()
+        assert (folder / "tuned.png").read_bytes().startswith(b"\x89PNG")
     assert "phrases" in json.loads((exp / "meeting" / "context" / "score.json").read_text())
 
 
