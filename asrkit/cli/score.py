@@ -13,7 +13,7 @@ from asrkit.cli.main import command_line, run
 from asrkit.data.formats import read_nbest, read_text, write_lines
 from asrkit.errors import InputError
 from asrkit.files import atomic_write
-from asrkit.scoring.phrases import phrase_report
+from asrkit.scoring.phrases import phrase_report, recall_gain
 from asrkit.scoring.report import comparison, report
 from asrkit.scoring.wer import Alignment, align_all, alignment_text, ser_line, sum_errors, wer_line
 
@@ -45,11 +45,15 @@ def score(
     alignments, missing = _align(texts, hyps)
     figures: dict[str, Any] = {"command": command_line(), "references": str(refs), "hypotheses": str(hyps)}
     figures |= {"missing": missing, **report(alignments, groups, blocks)}
+    listed = _read_phrases(phrases) if phrases else []
     if phrases:
-        figures["phrases"] = phrase_report(alignments, _read_phrases(phrases), groups.get(blocks))
+        figures["phrases"] = phrase_report(alignments, listed, groups.get(blocks))
     if baseline:
-        compared = comparison(_align(texts, baseline)[0], alignments, groups.get(blocks))
+        others = _align(texts, baseline)[0]
+        compared = comparison(others, alignments, groups.get(blocks))
         figures["baseline"] = {"hypotheses": str(baseline), **compared}
+        if phrases:
+            figures["phrases"]["gain"] = recall_gain(others, alignments, listed, groups.get(blocks))
 
     write_lines((f"{alignment_text(alignment)}\n" for alignment in alignments), out / "alignments.txt")
     with atomic_write(out / "score.json") as file:
@@ -151,6 +155,8 @@ def _print_summary(alignments: list[Alignment], figures: dict[str, Any]) -> None
             f"recall of {found['phrases']} phrases {found['recall']:.1f} of {found['occurrences']}, "
             f"95% interval {low:.1f} to {high:.1f}; precision {precision}"
         )
+        if gain := found.get("gain"):
+            print(f"against the baseline {gain['points']:+.1f}, 95% interval {gain['low']:+.1f} to {gain['high']:+.1f}")
     if "baseline" in figures:
         other = figures["baseline"]
         low, high = other["interval"]

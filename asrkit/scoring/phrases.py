@@ -28,21 +28,52 @@ def phrase_report(
     alignments: Iterable[Alignment], phrases: Iterable[str], block_of: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
     """Return JSON-ready recall and precision, percent (None where undefined), and the recall's 95% interval."""
-    wanted = {tuple(phrase.split()) for phrase in phrases}
-    alignments = list(alignments)
-    counts = np.array([phrase_counts(alignment, wanted) for alignment in alignments]).T  # (3, N)
-    if block_of is not None:
-        blocks = [block_of[alignment.utterance] for alignment in alignments]
-        counts = np.stack([significance.sum_blocks(row, blocks) for row in counts])
-    refs, recognised, hyps = counts
+    phrases = _split(phrases)
+    refs, recognised, hyps = _block_counts(alignments, phrases, block_of)
     interval = significance.rate_interval(recognised, refs) if refs.any() else None
     return {
-        "phrases": len(wanted),
+        "phrases": len(phrases),
         "occurrences": int(refs.sum()),
         "recall": 100 * recognised.sum() / refs.sum() if refs.any() else None,
         "recall_interval": interval,
         "precision": 100 * recognised.sum() / hyps.sum() if hyps.any() else None,
     }
+
+
+def recall_gain(
+    baseline: Iterable[Alignment],
+    alignments: Iterable[Alignment],
+    phrases: Iterable[str],
+    block_of: Mapping[str, str] | None = None,
+) -> dict[str, float] | None:
+    """Return the points of recall that a system has won over a baseline, the ends of their 95% interval, and p.
+
+    None if the references hold none of the phrases.
+    """
+    phrases = _split(phrases)
+    refs, before, _ = _block_counts(baseline, phrases, block_of)
+    _, after, _ = _block_counts(alignments, phrases, block_of)
+    if not refs.any():
+        return None
+    found = significance.compare(before, after, refs)
+    low, high = found.interval
+    return {"points": found.difference, "low": low, "high": high, "p_value": found.p_value}
+
+
+def _split(phrases: Iterable[str]) -> set[tuple[str, ...]]:
+    return {tuple(phrase.split()) for phrase in phrases}
+
+
+def _block_counts(
+    alignments: Iterable[Alignment], phrases: set[tuple[str, ...]], block_of: Mapping[str, str] | None
+) -> np.ndarray:
+    """Return `phrase_counts` of each utterance or block, (3, N)."""
+    alignments = list(alignments)
+    counts = np.array([phrase_counts(alignment, phrases) for alignment in alignments]).T  # (3, N)
+    if block_of is None:
+        return counts
+    blocks = [block_of[alignment.utterance] for alignment in alignments]
+    return np.stack([significance.sum_blocks(row, blocks) for row in counts])
 
 
 def _occurrences(sequence: Sequence, part: tuple) -> int:

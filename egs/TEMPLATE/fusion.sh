@@ -99,7 +99,7 @@ fi
 
 methods=(length shallow_fusion density_ratio lodr ilme)
 declare -A weights=([length]="length" [shallow_fusion]="target length" [density_ratio]="target source length"
-  [lodr]="target source_bigram length" [ilme]="target internal_lm length" [context]="context length")
+  [lodr]="target source_bigram length" [ilme]="target internal_lm length" [context]="length")
 
 methods_of() { # methods_of TARGET
   echo "${methods[@]}"

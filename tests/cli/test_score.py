@@ -78,6 +78,8 @@ def test_recall_of_phrases(folder, capsys):
     (folder / "phrases").write_text("cat\t3.0\nthe mat\n\n")
     assert score(folder, "refs", "hyps", "--phrases", f"{folder}/phrases") == 0
     assert "recall of 2 phrases 50.0 of 2" in capsys.readouterr().out
+    assert score(folder, "refs", "hyps", "--phrases", f"{folder}/phrases", "--baseline", f"{folder}/hyps") == 0
+    assert "against the baseline +0.0, 95% interval +0.0 to +0.0" in capsys.readouterr().out
     (folder / "phrases").write_text("\n")
     assert score(folder, "refs", "hyps", "--phrases", f"{folder}/phrases") == 1
     assert "no phrases" in capsys.readouterr().err

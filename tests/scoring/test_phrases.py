@@ -1,6 +1,6 @@
 import pytest
 
-from asrkit.scoring.phrases import phrase_counts, phrase_report
+from asrkit.scoring.phrases import phrase_counts, phrase_report, recall_gain
 from asrkit.scoring.wer import align
 
 PHRASES = {("quinn",), ("anna", "novak")}
@@ -27,3 +27,13 @@ def test_report():
     assert (figures["recall"], figures["precision"], figures["occurrences"]) == (50.0, 100.0, 2)
     assert figures["recall_interval"] == (0.0, 100.0)
     assert phrase_report(alignments, ["vega"])["recall"] is None
+
+
+def test_gain_is_paired():
+    before = [align(str(i), "hello quinn", "hello quinn" if i % 2 else "hello win") for i in range(40)]
+    after = [align(str(i), "hello quinn", "hello quinn" if i % 4 else "hello win") for i in range(40)]
+    gain = recall_gain(before, after, ["quinn"])
+    assert gain["points"] == 25 and 0 < gain["low"] < 25 < gain["high"] and gain["p_value"] < 0.01
+    assert recall_gain(before, after, ["vega"]) is None
+    whole = recall_gain(before, after, ["quinn"], {str(i): "one speaker" for i in range(40)})
+    assert whole["low"] == whole["high"] == 25
