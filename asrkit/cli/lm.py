@@ -13,10 +13,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Literal
 
@@ -121,10 +121,13 @@ def _units(text: list[Path], tokenizer: Tokenizer, unit: str) -> Iterator[list[s
     return ([tokenizer.symbols[t] for t in tokens] for _, tokens in read_sentences(text, tokenizer.encode))
 
 
-def _run_lmplz(lmplz: str, sentences: Iterable[list[str]], order: int, file: Path) -> None:
+def _run_lmplz(lmplz: str, sentences: Iterator[list[str]], order: int, file: Path) -> None:
+    first = next(sentences, None)  # text that cannot be read is reported before anything is made
+    if first is None:
+        raise InputError("no text to estimate n-grams from")
     with tempfile.TemporaryDirectory(prefix="lmplz.", dir=_made(file.parent)) as folder:
         text, arpa = Path(folder) / "text", Path(folder) / "lm.arpa"
-        write_lines(map(" ".join, sentences), text)
+        write_lines(map(" ".join, chain([first], sentences)), text)
         command = [lmplz, "--order", str(order), "--discount_fallback", "--memory", "50%", "--temp_prefix", folder]
         done = subprocess.run([*command, "--text", text, "--arpa", arpa], capture_output=True, text=True)
         if done.returncode:
