@@ -1,18 +1,21 @@
 """What the full-sum and the pruned transducer loss share: lattices of label sequences, and the joiner at their nodes.
 
 The joiner is logits (t, u) = weight @ tanh(encoder (t) + predictor (u)) + bias. It works through packed nodes by the
-chunk and never holds more than a chunk's logits: the forward keeps three numbers a node, and the backward computes the
-logits again, at the nodes that matter.
+chunk. Unless they are to be kept it never holds more than a chunk's logits: the forward keeps three numbers a node, and
+the backward computes the logits again, at the nodes that matter.
 """
 
-from collections.abc import Iterator
+import math
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import repeat
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from asrkit.losses import nodes
 from asrkit.losses.lattice import LOG_ZERO, Topology, occupations
@@ -58,14 +61,17 @@ class Lattice:
     def labels_of(self, nodes: Tensor) -> Tensor:
         return self._labels[nodes]
 
-    def sums(self, nodes: Tensor, scores: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """Sum over the paths, from pieces of (normaliser, blank's score, label's score) of the nodes.
+    def sums(self, nodes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Sum over the paths, from the normaliser, the blank's score and the label's score (3, R) of the nodes.
 
         Returns:
             log-probability (B,), and what its gradient takes of each node (3, B, T, U + 1): the normaliser, and the
             posterior probabilities of the blank and of the label.
         """
-        normaliser, blank, label = (self._unpacked(nodes, torch.cat(x)) for x in zip(*scores, strict=True))
+        planes = (
+            scores.new_full((3, math.prod(self.shape)), LOG_ZERO).index_copy_(1, nodes, scores).unflatten(1, self.shape)
+        )
+        normaliser, blank, label = planes
         total, blank, label = self.occupations(blank, label[:, :, :-1])
         return total, torch.stack([normaliser, blank, torch.nn.functional.pad(label, (0, 1))])
 
@@ -73,9 +79,6 @@ class Lattice:
         """As asrkit.losses.lattice.occupations."""
         options = self.topology, self.delay_penalty, self.backend
         return occupations(blank, label, self.frame_lens, self.label_lens, *options)
-
-    def _unpacked(self, nodes: Tensor, values: Tensor) -> Tensor:
-        return values.new_full(self.shape, LOG_ZERO).flatten().index_copy_(0, nodes, values).view(self.shape)
 
     def weighted(self, planes: Tensor, grad_loss: Tensor) -> tuple[Tensor, Tensor]:
         """Choose the nodes (R,) that matter to the gradient of the losses (B,).
@@ -174,8 +177,9 @@ class Joint:
         sides = (x.detach().to(dtype).flatten(0, 1).contiguous() for x in (encoder, predictor))
         return Joint(lattice, *sides, weight.detach().to(product_type), bias.detach().to(product_type), utterance)
 
-    def chunks(self, *packed: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        return zip(*(x.split(chunk_size(x.device, sum(self.weight.shape)), dim=-1) for x in packed), strict=True)
+    @property
+    def chunk_size(self) -> int:
+        return chunk_size(self.weight.device, sum(self.weight.shape))
 
     @property
     def engine(self) -> ModuleType:
@@ -195,15 +199,16 @@ class Joint:
         """Logits (R, V)."""
         return torch.addmm(self.bias, hidden.to(self.weight.dtype), self.weight.T, out=out)
 
-    def sums(self) -> tuple[Tensor, Tensor]:
-        """As `Lattice.sums`."""
-        lattice, packed = self.lattice, rounded(self.lattice.nodes())
+    def sums(self, packed: Tensor, kept: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As `Lattice.sums`, over paths through the nodes (R,); their logits are left in `kept` (R, V), if given."""
+        lattice, size = self.lattice, self.chunk_size
         # Filled piece by piece: small results kept between the large buffers of the chunks would fragment the heap.
         scores = self.encoder.new_empty(3, len(packed))
-        for chunk, piece in self.chunks(packed, scores):
-            logits = self.logits(self.hidden(self.rows(chunk)))
+        outs = repeat(None) if kept is None else kept.split(size)
+        for chunk, piece, out in zip(packed.split(size), scores.split(size, dim=1), outs, strict=False):
+            logits = self.logits(self.hidden(self.rows(chunk)), out=out)
             torch.stack(self.engine.scores(logits, lattice.labels_of(chunk), lattice.factored), out=piece)
-        return lattice.sums(packed, [tuple(scores)])
+        return lattice.sums(packed, scores)
 
     def gradients(
         self, planes: Tensor, grad_loss: Tensor, kept: tuple[Tensor, Tensor] | None = None
@@ -219,7 +224,8 @@ class Joint:
         packed, weights = self.lattice.weighted(planes, grad_loss)
         real, weights = len(packed), rounded(weights)
         weights[1:, real:] = 0.0
-        for chunk, arcs in self.chunks(rounded(packed), weights):
+        size = self.chunk_size
+        for chunk, arcs in zip(rounded(packed).split(size), weights.split(size, dim=1), strict=True):
             rows = self.rows(chunk)
             hidden = self.hidden(rows)
             if kept is None:
@@ -234,3 +240,72 @@ class Joint:
             bias += grad.sum(dim=0, dtype=dtype)
             self.engine.hidden_gradient((grad @ self.weight).to(dtype), hidden, *rows, encoder, predictor)
         return encoder, predictor, weight, bias
+
+
+class LogitsLoss(torch.autograd.Function):
+    """Loss (B,) of the paths through packed nodes (R,), whose logits are the rows (R,) of given logits (…, V).
+
+    Without `rows`, those of a node are at its own index: the logits are of all nodes.
+    """
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, lattice: Lattice, packed: Tensor, rows: Tensor | None) -> Tensor:
+        flat = logits.detach().reshape(-1, logits.shape[-1])
+        engine, size = nodes.engine(flat, lattice.backend), chunk_size(flat.device, flat.shape[1])
+        at = packed if rows is None else rows
+        scores = [
+            torch.stack(engine.scores(flat, labels, lattice.factored, rows=row))
+            for row, labels in zip(at.split(size), lattice.labels_of(packed).split(size), strict=True)
+        ]
+        total, planes = lattice.sums(packed, torch.cat(scores, dim=1))
+        ctx.lattice = lattice
+        ctx.save_for_backward(logits, planes, packed, rows)
+        return -total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_loss: Tensor):
+        logits, planes, packed, rows = ctx.saved_tensors
+        lattice, size = ctx.lattice, chunk_size(logits.device, logits.shape[-1])
+        flat, grad = logits.reshape(-1, logits.shape[-1]), _untouched_zeros(logits)
+        engine = nodes.engine(flat, lattice.backend)
+        chosen, weights = lattice.weighted(planes, grad_loss)
+        at = chosen if rows is None else rows[torch.searchsorted(packed, chosen)]
+        pieces = at.split(size), lattice.labels_of(chosen).split(size), weights.split(size, dim=1)
+        for row, labels, weight in zip(*pieces, strict=True):
+            engine.gradient(flat, labels, lattice.factored, *weight, out=grad.view_as(flat), rows=row)
+        return grad, None, None, None
+
+
+class JointLoss(torch.autograd.Function):
+    """Loss (B,) of the paths through packed nodes (R,) of a joiner; their logits are kept for the backward, or not."""
+
+    @staticmethod
+    def forward(
+        ctx, lattice: Lattice, product_type: torch.dtype, packed: Tensor, keep: bool, *inputs: Tensor
+    ) -> Tensor:
+        with torch.autocast(inputs[0].device.type, enabled=False):
+            joint = Joint.of(lattice, product_type, *inputs)
+            logits = joint.bias.new_empty(len(packed), len(joint.bias)) if keep else None
+            total, planes = joint.sums(packed, logits)
+        ctx.lattice, ctx.product_type = lattice, product_type
+        ctx.save_for_backward(planes, packed if keep else None, logits, *inputs)
+        return -total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_loss: Tensor):
+        planes, packed, logits, *inputs = ctx.saved_tensors
+        with torch.autocast(inputs[0].device.type, enabled=False):
+            joint = Joint.of(ctx.lattice, ctx.product_type, *inputs)
+            gradients = joint.gradients(planes, grad_loss, None if logits is None else (packed, logits))
+        like = zip(gradients, inputs, strict=False)  # the last input has no gradient
+        return None, None, None, None, *(gradient.view_as(x).to(x.dtype) for gradient, x in like), None
+
+
+def _untouched_zeros(x: Tensor) -> Tensor:
+    """Zeros like x. On the CPU they cost neither time nor memory before something is written."""
+    if x.device.type != "cpu":
+        return torch.zeros(x.shape, dtype=x.dtype, device=x.device)
+    memory = np.zeros(x.numel() * x.element_size(), dtype=np.uint8)
+    return torch.from_numpy(memory).view(x.dtype).view(x.shape)

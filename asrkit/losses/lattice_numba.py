@@ -2,8 +2,7 @@
 
 The nodes are visited in the rows of the reference in `asrkit.losses.lattice`, so that one row is a loop over labels
 without dependencies, which the compiler turns into vector instructions; hence the polynomials in place of the library's
-exponential and logarithm, which it cannot. NaN falls through
-every comparison here.
+exponential and logarithm, which it cannot. NaN falls through every comparison here.
 """
 
 import numpy as np

@@ -13,8 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
-from asrkit.losses import nodes
-from asrkit.losses.joint import NEGLIGIBLE, Joint, Lattice, checked_lattice, chunk_size, joint_case, rounded
+from asrkit.losses.joint import NEGLIGIBLE, JointLoss, Lattice, LogitsLoss, checked_lattice, joint_case, rounded
 from asrkit.losses.lattice import Backend, Topology
 
 
@@ -187,7 +186,7 @@ def pruned_loss(
     inputs = encoder, predictor, weight, bias, utterance
     lattice, product_type = joint_case(*inputs, targets, frame_lens, target_lens, *options)
     packed = rounded(_inside(ranges, lattice)[0])
-    return _JointLoss.apply(lattice, product_type, packed, *inputs)
+    return JointLoss.apply(lattice, product_type, packed, True, *inputs)
 
 
 def pruned_logits_loss(
@@ -207,7 +206,7 @@ def pruned_logits_loss(
         raise ValueError(f"logits {tuple(logits.shape)} want ranges {(n, frames, size)}, not {tuple(ranges.shape)}")
     options = topology, factored, delay_penalty, backend
     lattice = checked_lattice(targets, frame_lens, target_lens, frames, symbols, *options)
-    return _LogitsLoss.apply(logits, lattice, *_inside(ranges, lattice))
+    return LogitsLoss.apply(logits, lattice, *_inside(ranges, lattice))
 
 
 class _SimpleLoss(torch.autograd.Function):
@@ -276,63 +275,6 @@ class _SimpleLoss(torch.autograd.Function):
         inner = (p_exp * average_grad).sum(dim=2, keepdim=True) / p_sum  # (N, U + 1, 1)
         p_grad += p_exp * (own * by_column / p_sum + share * (average_grad - inner))
         return a_grad.to(ctx.types[0]), p_grad.to(ctx.types[1]), None, None, None
-
-
-class _JointLoss(torch.autograd.Function):
-    """Loss of a joiner at packed nodes. Unlike those of the full sum the logits are few, and kept for the backward."""
-
-    @staticmethod
-    def forward(ctx, lattice: Lattice, product_type: torch.dtype, packed: Tensor, *inputs: Tensor):
-        joint = Joint.of(lattice, product_type, *inputs)
-        logits, scores = joint.bias.new_empty(len(packed), len(joint.bias)), []
-        size = chunk_size(logits.device, sum(joint.weight.shape))
-        for chunk, out in zip(packed.split(size), logits.split(size), strict=True):
-            joint.logits(joint.hidden(joint.rows(chunk)), out=out)
-            scores.append(joint.engine.scores(out, lattice.labels_of(chunk), lattice.factored))
-        total, planes = lattice.sums(packed, scores)
-        ctx.lattice, ctx.product_type = lattice, product_type
-        ctx.save_for_backward(packed, logits, planes, *inputs)
-        return -total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_loss: Tensor):
-        packed, logits, planes, *inputs = ctx.saved_tensors
-        with torch.autocast(logits.device.type, enabled=False):
-            joint = Joint.of(ctx.lattice, ctx.product_type, *inputs)
-            gradients = joint.gradients(planes, grad_loss, kept=(packed, logits))
-        like = zip(gradients, inputs, strict=False)  # the last input has no gradient
-        return None, None, None, *(gradient.view_as(x).to(x.dtype) for gradient, x in like), None
-
-
-class _LogitsLoss(torch.autograd.Function):
-    """Loss of given logits (N, T, R, V), whose rows are those of packed nodes."""
-
-    @staticmethod
-    def forward(ctx, logits: Tensor, lattice: Lattice, packed: Tensor, rows: Tensor):
-        flat = logits.detach().flatten(0, 2)
-        engine, size = nodes.engine(flat, lattice.backend), chunk_size(flat.device, flat.shape[1])
-        scores = [
-            engine.scores(flat, lattice.labels_of(chunk), lattice.factored, rows=row)
-            for chunk, row in zip(packed.split(size), rows.split(size), strict=True)
-        ]
-        total, planes = lattice.sums(packed, scores)
-        ctx.lattice = lattice
-        ctx.save_for_backward(logits, planes, packed, rows)
-        return -total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_loss: Tensor):
-        logits, planes, packed, rows = ctx.saved_tensors
-        flat, lattice = logits.flatten(0, 2), ctx.lattice
-        engine, size = nodes.engine(flat, lattice.backend), chunk_size(flat.device, flat.shape[1])
-        grad = torch.zeros_like(flat)
-        chosen, weights = lattice.weighted(planes, grad_loss)
-        rows = rows[torch.searchsorted(packed, chosen)]
-        for chunk, row, weight in zip(chosen.split(size), rows.split(size), weights.split(size, dim=1), strict=True):
-            engine.gradient(flat, lattice.labels_of(chunk), lattice.factored, *weight, out=grad, rows=row)
-        return grad.view_as(logits), None, None, None
 
 
 def _inside(ranges: Tensor, lattice: Lattice) -> tuple[Tensor, Tensor]:

@@ -8,14 +8,11 @@ see `asrkit.losses.joint`.
 
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from asrkit.errors import InputError
-from asrkit.losses import nodes
-from asrkit.losses.joint import Joint, Lattice, checked_lattice, chunk_size, joint_case
+from asrkit.losses.joint import Joint, JointLoss, LogitsLoss, checked_lattice, joint_case, rounded
 from asrkit.losses.lattice import Backend, Topology, need
 
 
@@ -59,7 +56,8 @@ def transducer_loss(
         targets, logit_lens, target_lens = (x.int().contiguous() for x in (targets, logit_lens, target_lens))
         return rnnt_loss(logits, targets, logit_lens, target_lens, blank=0, clamp=-1, reduction="none")
     options = topology, factored, delay_penalty, backend
-    return _LogitsLoss.apply(logits, checked_lattice(targets, logit_lens, target_lens, frames, symbols, *options))
+    lattice = checked_lattice(targets, logit_lens, target_lens, frames, symbols, *options)
+    return LogitsLoss.apply(logits, lattice, lattice.nodes(), None)
 
 
 def joint_transducer_loss(
@@ -95,7 +93,8 @@ def joint_transducer_loss(
     utterance = torch.arange(len(encoder), device=encoder.device)
     options = topology, factored, delay_penalty, backend
     inputs = encoder, predictor, weight, bias, utterance
-    return _JointLoss.apply(*joint_case(*inputs, targets, frame_lens, target_lens, *options), *inputs)
+    lattice, product_type = joint_case(*inputs, targets, frame_lens, target_lens, *options)
+    return JointLoss.apply(lattice, product_type, rounded(lattice.nodes()), False, *inputs)
 
 
 def sequence_log_probs(
@@ -135,7 +134,8 @@ def sequence_log_probs(
     """
     options = topology, factored, delay_penalty, backend
     inputs = encoder, predictor, weight, bias, utterance
-    return -_JointLoss.apply(*joint_case(*inputs, hyps, frame_lens, hyp_lens, *options), *inputs)
+    lattice, product_type = joint_case(*inputs, hyps, frame_lens, hyp_lens, *options)
+    return -JointLoss.apply(lattice, product_type, rounded(lattice.nodes()), False, *inputs)
 
 
 @torch.no_grad()
@@ -164,63 +164,7 @@ def emission_posteriors(
     utterance = torch.arange(len(encoder), device=encoder.device)
     options = topology, factored, delay_penalty, backend
     inputs = encoder, predictor, weight, bias, utterance
-    case = joint_case(*inputs, targets, frame_lens, target_lens, *options)
+    lattice, product_type = joint_case(*inputs, targets, frame_lens, target_lens, *options)
     with torch.autocast(encoder.device.type, enabled=False):
-        _, (_, blank, label) = Joint.of(*case, *inputs).sums()
+        _, (_, blank, label) = Joint.of(lattice, product_type, *inputs).sums(rounded(lattice.nodes()))
     return blank, label[:, :, :-1]
-
-
-def _untouched_zeros(x: Tensor) -> Tensor:
-    """Zeros like x. On the CPU they cost neither time nor memory before something is written."""
-    if x.device.type != "cpu":
-        return torch.zeros(x.shape, dtype=x.dtype, device=x.device)
-    memory = np.zeros(x.numel() * x.element_size(), dtype=np.uint8)
-    return torch.from_numpy(memory).view(x.dtype).view(x.shape)
-
-
-class _LogitsLoss(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, logits: Tensor, lattice: Lattice) -> Tensor:
-        flat = logits.detach().reshape(-1, logits.shape[-1])
-        engine = nodes.engine(flat, lattice.backend)
-        packed, size = lattice.nodes(), chunk_size(flat.device, flat.shape[1])
-        scores = [
-            engine.scores(flat, labels, lattice.factored, rows=chunk)
-            for chunk, labels in zip(packed.split(size), lattice.labels_of(packed).split(size), strict=True)
-        ]
-        total, planes = lattice.sums(packed, scores)
-        ctx.lattice = lattice
-        ctx.save_for_backward(logits, planes)
-        return -total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_loss: Tensor):
-        logits, planes = ctx.saved_tensors
-        lattice, size = ctx.lattice, chunk_size(logits.device, logits.shape[-1])
-        flat, grad = logits.reshape(-1, logits.shape[-1]), _untouched_zeros(logits)
-        engine = nodes.engine(flat, lattice.backend)
-        packed, weights = lattice.weighted(planes, grad_loss)
-        pieces = packed.split(size), lattice.labels_of(packed).split(size), weights.split(size, dim=1)
-        for chunk, labels, weight in zip(*pieces, strict=True):
-            engine.gradient(flat, labels, lattice.factored, *weight, out=grad.view_as(flat), rows=chunk)
-        return grad, None
-
-
-class _JointLoss(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, lattice: Lattice, product_type: torch.dtype, *inputs: Tensor) -> Tensor:
-        with torch.autocast(inputs[0].device.type, enabled=False):
-            total, planes = Joint.of(lattice, product_type, *inputs).sums()
-        ctx.lattice, ctx.product_type = lattice, product_type
-        ctx.save_for_backward(planes, *inputs)
-        return -total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_loss: Tensor):
-        planes, *inputs = ctx.saved_tensors
-        with torch.autocast(inputs[0].device.type, enabled=False):
-            gradients = Joint.of(ctx.lattice, ctx.product_type, *inputs).gradients(planes, grad_loss)
-        like = zip(gradients, inputs, strict=False)  # the last input has no gradient
-        return None, None, *(gradient.view_as(x).to(x.dtype) for gradient, x in like), None

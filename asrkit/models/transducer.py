@@ -75,10 +75,6 @@ class Transducer(nn.Module):
             self.simple_predictor = nn.Linear(config.predictor.dim, config.vocab_size)
 
     @property
-    def one_label_a_frame(self) -> bool:
-        return self.config.topology != "regular"
-
-    @property
     def device(self) -> torch.device:
         return self.ctc.weight.device
 

@@ -115,11 +115,11 @@ def test_gradient_equals_finite_differences(topology, factored):
     parameters, targets = random_joiner(1)
     parameters = [x.detach().double().requires_grad_() for x in parameters]
     options = {"topology": topology, "factored": factored, "delay_penalty": 0.1}
-    torch.autograd.gradcheck(
+    assert torch.autograd.gradcheck(
         lambda *x: pruned_loss(*x, BANDS["two"], targets, *LENS, **options), parameters, fast_mode=True
     )
     logits = torch.randn(4, 5, 2, 6, dtype=torch.float64, requires_grad=True)
-    torch.autograd.gradcheck(
+    assert torch.autograd.gradcheck(
         lambda x: pruned_logits_loss(x, BANDS["two"], targets, *LENS, **options), logits, fast_mode=True
     )
 
@@ -129,7 +129,7 @@ def test_gradient_of_the_simple_loss_equals_finite_differences(topology):
     torch.manual_seed(14)
     logits = [torch.randn(4, n, 6, dtype=torch.float64, requires_grad=True) for n in (5, 4)]
     targets = torch.randint(1, 6, (4, 3))
-    torch.autograd.gradcheck(
+    assert torch.autograd.gradcheck(
         lambda *x: simple_loss(*x, targets, *LENS, topology, 0.2, 0.3, 0.1)[0], logits, fast_mode=True
     )
 
