@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from asrkit.data.features import SUBSAMPLING
 from asrkit.nn.subsampling import Subsampling
 
 
@@ -86,10 +87,12 @@ class Attention(nn.Module):
     def start(self, n: int) -> list[Tensor]:
         return [self.out.weight.new_zeros(n, self.left_context, 2 * self.out.in_features)]
 
-    def forward(self, x: Tensor, mask: Tensor, cache: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, mask: Tensor, cache: Tensor | None = None, keep: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Attend from x (N, T, D) to `cache` (N, L, 2D) and x under `mask` (N, 1, T, L + T).
 
-        Returns the output (N, T, D) and the new cache (N, L, 2D).
+        Returns the output (N, T, D) and the cache (N, L, 2D) after the first `keep` frames.
 
         Keys are cached without their rotation: positions count from the oldest cached frame, so they stay small however
         long the stream, and only differences of positions matter.
@@ -102,7 +105,8 @@ class Attention(nn.Module):
         k, v = kv.view(n, -1, 2, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)  # each (N, H, L + T, d)
         q = q.view(n, frames, self.heads, -1).transpose(1, 2)  # (N, H, T, d)
         out = attend(rotate(q, past), rotate(k, 0), v, mask)
-        return self.out(out.transpose(1, 2).flatten(2)), kv[:, kv.shape[1] - self.left_context :]
+        end = past + (frames if keep is None else keep)
+        return self.out(out.transpose(1, 2).flatten(2)), kv[:, end - self.left_context : end]
 
 
 class Convolution(nn.Module):
@@ -120,13 +124,14 @@ class Convolution(nn.Module):
     def start(self, n: int) -> list[Tensor]:
         return [self.out.weight.new_zeros(n, self.depthwise.kernel_size[0] - 1, self.out.in_features)]
 
-    def forward(self, x: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
-        """Map x (N, T, D) and the frames before it, cache (N, K - 1, D), to the output and the new cache."""
+    def forward(self, x: Tensor, cache: Tensor, keep: int | None = None) -> tuple[Tensor, Tensor]:
+        """Map x (N, T, D) and the frames before it, cache (N, K - 1, D), to the output and the cache after `keep`."""
+        keep = x.shape[1] if keep is None else keep
         x, gate = self.gate(self.norm(x)).chunk(2, dim=-1)
         x = x * gate.sigmoid()
         x = torch.cat([cache.to(x.dtype), x], dim=1)  # (N, K - 1 + T, D)
         y = self.depthwise(x.transpose(1, 2)).transpose(1, 2)  # (N, T, D)
-        return self.out(nn.functional.silu(self.inner_norm(y))), x[:, x.shape[1] - cache.shape[1] :]
+        return self.out(nn.functional.silu(self.inner_norm(y))), x[:, keep : keep + cache.shape[1]]
 
 
 def feedforward(config: EncoderConfig) -> nn.Sequential:
@@ -151,11 +156,13 @@ class ConformerLayer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.norm = nn.LayerNorm(config.dim)
 
-    def forward(self, x: Tensor, mask: Tensor, kv: Tensor | None, conv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, mask: Tensor, kv: Tensor | None, conv: Tensor, keep: int | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         x = x + 0.5 * self.dropout(self.feedforward1(x))
-        y, kv = self.attention(x, mask, kv)
+        y, kv = self.attention(x, mask, kv, keep)
         x = x + self.dropout(y)
-        y, conv = self.convolution(x, conv)
+        y, conv = self.convolution(x, conv, keep)
         x = x + self.dropout(y)
         x = x + 0.5 * self.dropout(self.feedforward2(x))
         return self.norm(x), kv, conv
@@ -195,20 +202,25 @@ class Conformer(nn.Module):
             state += layer.attention.start(n) + layer.convolution.start(n)
         return state
 
-    def step(self, features: Tensor, state: list[Tensor], inside: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
+    def step(
+        self, features: Tensor, state: list[Tensor], inside: Tensor | None = None, keep: int | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
         """Encode one chunk, features (N, 4c, F), to (N, c, D).
 
         Its frames attend to each other and to the left context. Frames not `inside` (N, 4c), at the end of an
-        utterance, count as silence.
+        utterance, count as silence. The state is that after the first `keep` of the c frames (all by default): those
+        that follow are heard again in the next chunk.
         """
         processed = state[0]
-        x, new_state = self.subsampling.step(features, state[1:3], inside)
-        new_state = [processed + x.shape[1], *new_state]
+        x, new_state = self.subsampling.step(features, state[1:3], inside, keep)
+        new_state = [processed + (x.shape[1] if keep is None else keep), *new_state]
         left = self.config.left_context
         seen = torch.arange(-left, x.shape[1], device=x.device) >= -processed[:, None]  # (N, L + c)
+        if inside is not None:
+            seen[:, left:] &= inside[:, ::SUBSAMPLING]
         mask = seen[:, None, None, :].expand(-1, 1, x.shape[1], -1)
         for i, layer in enumerate(self.layers):
-            x, kv, conv = layer(x, mask, state[3 + 2 * i], state[4 + 2 * i])
+            x, kv, conv = layer(x, mask, state[3 + 2 * i], state[4 + 2 * i], keep)
             new_state += [kv, conv]
         return x, new_state
 
@@ -235,10 +247,16 @@ class LstmEncoder(nn.Module):
         size = (n, self.config.layers, self.config.dim)
         return self.subsampling.start(n) + [self.norm.weight.new_zeros(size) for _ in ("hidden", "cell")]
 
-    def step(self, features: Tensor, state: list[Tensor], inside: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
-        x, new_state = self.subsampling.step(features, state[:2], inside)
+    def step(
+        self, features: Tensor, state: list[Tensor], inside: Tensor | None = None, keep: int | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        x, new_state = self.subsampling.step(features, state[:2], inside, keep)
         hidden, cell = (s.transpose(0, 1).contiguous() for s in state[2:])
-        x, (hidden, cell) = self.lstm(x, (hidden, cell))
+        final, lookahead = x[:, :keep], x[:, x.shape[1] if keep is None else keep :]
+        final, (hidden, cell) = self.lstm(final, (hidden, cell))
+        if lookahead.shape[1]:
+            lookahead, _ = self.lstm(lookahead, (hidden, cell))
+        x = torch.cat([final, lookahead], dim=1)
         return self.norm(x), [*new_state, hidden.transpose(0, 1), cell.transpose(0, 1)]
 
 

@@ -39,10 +39,12 @@ class Subsampling(nn.Module):
         out, _ = self.step(features, self.start(n), inside)
         return out, (feature_lens + SUBSAMPLING - 1) // SUBSAMPLING
 
-    def step(self, features: Tensor, state: list[Tensor], inside: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
+    def step(
+        self, features: Tensor, state: list[Tensor], inside: Tensor | None = None, keep: int | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
         """Map the next features (N, 4c, F) of each stream to (N, c, D).
 
-        Frames not `inside` (N, 4c) count as silence. Also returns the new state.
+        Frames not `inside` (N, 4c) count as silence. Also returns the state after `keep` of the c frames.
         """
         x = (features - LOG_MEL_MEAN) / LOG_MEL_SCALE
         if inside is not None:
@@ -52,4 +54,5 @@ class Subsampling(nn.Module):
         x1 = torch.cat([state[1].to(x1.dtype), x1], dim=2)  # (N, C/2, 1 + 2c, F/2)
         x2 = nn.functional.silu(self.conv2(x1))  # (N, C, c, F/4)
         x2 = x2.transpose(1, 2).flatten(2)  # (N, c, C * F/4)
-        return self.norm(self.project(x2)), [x0[:, :, -1:], x1[:, :, -1:]]
+        keep = x2.shape[1] if keep is None else keep
+        return self.norm(self.project(x2)), [x0[:, :, 4 * keep : 4 * keep + 1], x1[:, :, 2 * keep : 2 * keep + 1]]

@@ -261,6 +261,30 @@ class BeamSearch:
         stacked[..., BLANK] = 0.0
         return Memory(projected, stacked, stacked.mT @ stacked.new_tensor(weights), predictor, scorers)
 
+    def stack(self, states: Sequence[BeamState]) -> BeamState:
+        """Return the states of several utterances as one, which shares nothing with them.
+
+        Its labels come along, but not what `keep_lattice` has kept.
+        """
+        prefixes = [p for state in states for p in state.history.prefixes(state.hyps.ids[:, 1].tolist())]
+        hyps = _map(lambda *parts: torch.cat(parts), *(state.hyps for state in states))
+        hyps.ids[:, 1] = torch.arange(len(prefixes), device=hyps.ids.device)
+        frames = torch.cat([state.frames for state in states])
+        return BeamState(frames, hyps, History(len(prefixes), frames.device, prefixes))
+
+    def unstack(self, state: BeamState) -> list[BeamState]:
+        """Return the state of each utterance by itself."""
+        places = torch.arange(len(state.hyps.ids), device=state.frames.device).split(self.beam)
+        return [
+            BeamState(frames.clone(), _take(state.hyps, index), state.history)
+            for frames, index in zip(state.frames.split(1), places, strict=True)
+        ]
+
+    def last_labels(self, state: BeamState) -> list[int | None]:
+        """Return the frame of the last label of each utterance's best hypothesis, None if there is none yet."""
+        best = state.hyps.scores[:, 0].view(-1, self.beam).argmax(dim=1, keepdim=True)
+        return state.history.last_frames(state.hyps.ids[:, 1].view(-1, self.beam).gather(1, best)[:, 0].tolist())
+
     @torch.inference_mode()
     def scores(self, state: BeamState, final: bool = True) -> Tensor:
         """Return the scores (N * K, 2 + S) of all hypotheses; if `final`, with those of the sentence's end."""

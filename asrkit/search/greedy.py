@@ -1,5 +1,6 @@
 """Greedy search of a transducer, batched, label by label, and resumable chunk by chunk."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -88,6 +89,29 @@ class GreedySearch:
         state.projected[rows] = self.model.joiner.project_predictor(out[:, 0])
         for old, new in zip(state.predictor, predictor, strict=True):
             old[rows] = new
+
+    def stack(self, states: Sequence[GreedyState]) -> GreedyState:
+        """Return the states of several utterances as one, which shares nothing with them."""
+        prefixes = [prefix for state in states for prefix in state.history.prefixes(state.nodes.tolist())]
+        frames, score, projected = (
+            torch.cat([getattr(s, name) for s in states]) for name in ("frames", "score", "projected")
+        )
+        predictor = [torch.cat(parts) for parts in zip(*(state.predictor for state in states), strict=True)]
+        nodes, history = torch.arange(len(frames), device=frames.device), History(len(frames), frames.device, prefixes)
+        return GreedyState(frames, score, nodes, projected, predictor, history)
+
+    def unstack(self, state: GreedyState) -> list[GreedyState]:
+        """Return the state of each utterance by itself."""
+        parts = zip(*(x.split(1) for x in (state.frames, state.score, state.nodes, state.projected)), strict=True)
+        predictors = zip(*(x.split(1) for x in state.predictor), strict=True)
+        return [
+            GreedyState(*(x.clone() for x in part), [x.clone() for x in predictor], state.history)
+            for part, predictor in zip(parts, predictors, strict=True)
+        ]
+
+    def last_labels(self, state: GreedyState) -> list[int | None]:
+        """Return the frame of the last label of each utterance, None if there is none yet."""
+        return state.history.last_frames(state.nodes.tolist())
 
     def hypotheses(self, state: GreedyState, final: bool = True) -> list[list[Path]]:
         """Return one list an utterance, here with one path each, whether it has ended (`final`) or not."""

@@ -1,5 +1,6 @@
 """What searches keep and return: the labels of hypotheses as a tree of back-pointers, and the paths read from it."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,15 +19,26 @@ class Path:
     scores: dict[str, float]
 
 
+@dataclass(frozen=True)
+class Prefix:
+    """Labels, and the frame of each, that stand before a root; those before them are shared with other prefixes."""
+
+    before: "Prefix | None"
+    tokens: list[int]
+    frames: list[int]
+
+
 class History:
     """The emitted labels of all hypotheses of N utterances as trees; nodes 0 to N - 1 are the roots, without labels.
 
-    Hypotheses that begin alike share their nodes, so going on from one costs the same however long it is.
+    Hypotheses that begin alike share their nodes, so going on from one costs the same however long it is. A history can
+    go on from nodes of others: its roots then stand for their labels, the `prefixes`.
     """
 
-    def __init__(self, n: int, device: torch.device) -> None:
+    def __init__(self, n: int, device: torch.device, prefixes: Sequence[Prefix | None] | None = None) -> None:
         self._nodes = torch.zeros(n + 64, 3, dtype=torch.int64, device=device)  # parent, token and frame of each
         self._roots = self._size = n
+        self._prefixes = [None] * n if prefixes is None else prefixes
         self.scores: list[Tensor] = []  # of the nodes after the roots, each (B, …), where a search keeps them
 
     def append(self, parents: Tensor, tokens: Tensor, frames: Tensor) -> Tensor:
@@ -41,15 +53,37 @@ class History:
         """Return parent, token and frame of each node after the roots."""
         return self._nodes[self._roots : self._size].tolist()
 
+    def prefixes(self, nodes: list[int]) -> list[Prefix | None]:
+        """Return the labels up to each of `nodes`, for a history that goes on from there."""
+        return [Prefix(root, tokens, frames) if tokens else root for root, tokens, frames in self._ways(nodes)]
+
     def paths(self, nodes: list[int]) -> list[tuple[list[int], list[int]]]:
-        """Return the tokens and the frames from the root to each of `nodes`."""
-        parents, tokens, frames = self._nodes[: self._size].T.tolist()
+        """Return all tokens up to each of `nodes` and their frames."""
         paths = []
+        for prefix, tokens, frames in self._ways(nodes):
+            parts = [(tokens, frames)]
+            while prefix is not None:
+                parts.append((prefix.tokens, prefix.frames))
+                prefix = prefix.before
+            paths.append(tuple([x for part in reversed(parts) for x in part[side]] for side in (0, 1)))
+        return paths
+
+    def last_frames(self, nodes: list[int]) -> list[int | None]:
+        """Return the frame of the last label up to each of `nodes`, None if there is none."""
+        prefixes = [self._prefixes[node] if node < self._roots else None for node in nodes]
+        frames = self._nodes[nodes, 2].tolist()
+        return [
+            frame if node >= self._roots else (prefix.frames[-1] if prefix else None)
+            for node, frame, prefix in zip(nodes, frames, prefixes, strict=True)
+        ]
+
+    def _ways(self, nodes: list[int]) -> Iterator[tuple[Prefix | None, list[int], list[int]]]:
+        """Yield for each of `nodes` the prefix of its root, and the tokens and frames from there to it."""
+        parents, tokens, frames = self._nodes[: self._size].T.tolist()
         for node in nodes:
             way = []
             while node >= self._roots:
                 way.append(node)
                 node = parents[node]
             way.reverse()
-            paths.append(([tokens[i] for i in way], [frames[i] for i in way]))
-        return paths
+            yield self._prefixes[node], [tokens[i] for i in way], [frames[i] for i in way]

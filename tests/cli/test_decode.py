@@ -8,8 +8,11 @@ import shutil
 import subprocess
 import sys
 import wave
+from contextlib import nullcontext
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -25,6 +28,7 @@ from asrkit.data.formats import read_nbest, read_text
 from asrkit.data.manifests import save_cuts
 from asrkit.data.utterances import read_recording, utterance_cut
 from asrkit.search.recogniser import load
+from asrkit.search.streaming import Endpoint, decode_streams
 from asrkit.types import NBest
 
 
@@ -156,19 +160,89 @@ def test_a_live_stream_shows_partial_results(experiment, audio):
     stream = load(experiment).stream("-")
     stream.accept(torch.from_numpy(np.frombuffer(pcm, "<i2") / np.float32(32768)))
     assert done.stdout.decode() == text_lines({"-": stream.finish()})
-    assert [line.split(":")[0] for line in done.stderr.decode().splitlines()] == ["- 1.00s", "- 1.50s"]
+    seconds = [float(line.split()[1].removesuffix("s:")) for line in done.stderr.decode().splitlines()]
+    # The first chunk is of 0.32 s; those that follow hear the last 0.08 s of the one before again.
+    assert seconds[0] == 0.32 and seconds[-1] == 1.5
+    assert all(round(100 * time) in (32, 56, 80, 104, 128, 150) for time in seconds)
 
 
 def test_streaming_files(audio, capsys, experiment):
     file = str(audio / "b.flac")
     samples = torch.from_numpy(soundfile.read(file, dtype="float32")[0])
     result = load(experiment).recognise([samples], [file], chunk_size=4)[0]
-    assert main(["decode", "--streaming", "--chunk-size", "4", file, "--model", str(experiment)]) == 0
+    assert (
+        main(["decode", "--streaming", "--chunk-size", "4", "--lookahead", "0", file, "--model", str(experiment)]) == 0
+    )
     out, err = capsys.readouterr()
     assert out == text_lines({file: result})
     partial = [line.removeprefix(f"{file} ").split(": ") for line in err.splitlines()]
-    assert [time for time, _ in partial] == ["1.00s", "2.00s", "2.31s"]
-    assert partial[0][1] != partial[1][1]
+    times, texts = [float(time.removesuffix("s")) for time, _ in partial], [text for _, text in partial]
+    assert all(time == pytest.approx(0.16 * round(time / 0.16)) for time in times[:-1]) and times[-1] == 2.31
+    assert all(text != following for text, following in pairwise(texts))
+
+
+def test_streams_together_are_each_alone(decode, audio, cuts, experiment, tmp_path):
+    """Many sources at once; partials.jsonl says when what was known, and ends with the final result."""
+    save_cuts(cuts, tmp_path / "cuts.jsonl")
+    assert decode("--streaming", tmp_path / "cuts.jsonl", audio / "a.wav", "--out", tmp_path / "out")[0] == 0
+    results = list(read_nbest(tmp_path / "out" / "nbest.jsonl"))
+    assert [result.utterance for result in results] == [*(cut.id for cut in cuts), str(audio / "a.wav")]
+    recogniser = load(experiment)
+    records = [json.loads(line) for line in (tmp_path / "out" / "partials.jsonl").read_text().splitlines()]
+    for result, record, cut in zip(results, records, cuts, strict=False):
+        stream = recogniser.stream(cut.id)
+        stream.accept(read_cut(cut, 16000))
+        assert stream.finish().hyps[0].text == result.hyps[0].text
+        assert record["utterance"] == result.utterance
+        times, texts = zip(*record["partials"], strict=True)
+        assert list(times) == sorted(set(times)) and times[-1] <= result.duration + 1e-3
+        assert texts[-1] == result.hyps[0].text
+    assert json.loads((tmp_path / "out" / "decode.json").read_text())["together"] == module.WINDOW
+
+
+class FakeMicrophone:
+    """sounddevice, as far as it is used: hears `audio`, then somebody presses Ctrl-C."""
+
+    PortAudioError = RuntimeError
+
+    def __init__(self, audio: torch.Tensor) -> None:
+        self.audio = audio
+
+    def InputStream(self, samplerate, channels, dtype):  # noqa: N802
+        if (samplerate, channels, dtype) != (16000, 1, "float32"):
+            raise self.PortAudioError("Invalid sample rate")
+        return nullcontext(self)
+
+    def read(self, size):
+        if len(self.audio) == 0:
+            raise KeyboardInterrupt
+        block, self.audio = self.audio[:size], self.audio[size:]
+        return block.numpy()[:, None], False
+
+
+def test_the_microphone_until_it_is_interrupted(decode, tones, experiment, monkeypatch):
+    """Segments are printed as they end, and the last words are not lost."""
+    samples = tones(3.05)
+    monkeypatch.setitem(sys.modules, "sounddevice", FakeMicrophone(samples))
+    monkeypatch.setattr(module, "Endpoint", lambda: Endpoint(pause=0.12))
+    stream = load(experiment).stream("microphone", endpoint=Endpoint(pause=0.12))
+    stream.accept(samples)
+    stream.close()
+    while decode_streams([stream]):
+        pass
+    lines = [f"microphone {text}\n" for text in (segment.hyps[0].text for segment in stream.segments) if text]
+    assert len(lines) > 2
+    assert decode("--streaming", "microphone")[:2] == (0, "".join(lines))
+
+
+def test_no_microphone(decode, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sounddevice", None)
+    status, out, (error,) = decode("--streaming", "microphone")
+    assert (status, out) == (1, "") and "pip install 'asrkit[microphone]'" in error
+    microphone = FakeMicrophone(torch.zeros(0))
+    microphone.read = Mock(side_effect=microphone.PortAudioError("Error querying device -1"))
+    monkeypatch.setitem(sys.modules, "sounddevice", microphone)
+    assert decode("--streaming", "microphone")[2] == ["asrkit decode: microphone: Error querying device -1"]
 
 
 def test_formats_tell_the_same(decode, audio, expected):

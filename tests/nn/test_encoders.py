@@ -56,6 +56,34 @@ def test_streams_are_stacked_by_indexing_states(kind):
 
 
 @pytest.mark.parametrize("kind", ENCODERS)
+def test_the_last_chunk_beside_longer_ones(kind):
+    """A stream that ends within a chunk gives the same beside others as alone."""
+    encoder = build(kind, left_context=8)
+    x = features(32, 32)
+    lens = torch.tensor([32, 13])
+    inside = torch.arange(32) < lens[:, None]
+    both, _ = encoder.step(x, encoder.start(2), inside)
+    alone, _ = encoder.step(x[1:, :16], encoder.start(1), inside[1:, :16])
+    torch.testing.assert_close(both[1:, :4], alone, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_the_state_before_the_lookahead(kind):
+    """Frames after the first `keep` do not count for the next chunk but as what those kept have attended to."""
+    encoder = build(kind, left_context=8)
+    x = features(48, 48)
+    out, state = encoder.step(x[:, :32], encoder.start(2), keep=6)
+    short, expected = encoder.step(x[:, :24], encoder.start(2))
+    assert [part.shape for part in state] == [part.shape for part in expected]
+    # Up to the Conformer's first keys and values nothing has heard the lookahead.
+    causal = slice(None) if kind == "lstm" else slice(4)
+    for ours, theirs in zip(state[causal], expected[causal], strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+    if kind == "lstm":
+        torch.testing.assert_close(out[:, :6], short, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
 def test_gradient_of_a_padded_batch_is_finite(kind):
     encoder = build(kind).train()
     out, _ = encoder(features(80, 7), torch.tensor([80, 7]), 4)

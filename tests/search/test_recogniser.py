@@ -1,60 +1,23 @@
 """The recogniser: a batch, an utterance alone, a stream and a file give the same transcript."""
 
-import math
-import random
 import shutil
 from difflib import SequenceMatcher
 
 import pytest
 import soundfile
 import torch
+from streams import assert_same, streamed
 
 import asrkit
 from asrkit.data.audio import read_audio, resample
 from asrkit.data.formats import FORMATS
 from asrkit.errors import InputError
 from asrkit.search import recogniser as module
-from asrkit.search.recogniser import FRAME_SECONDS, Recogniser, load
+from asrkit.search.recogniser import load
+from asrkit.search.streaming import FRAME_SECONDS
 
 # Seconds of audio whose features are 4n, 4n + 1, 4n + 2, 4n + 3 frames, one encoder frame, or end inside a frame.
 LENGTHS = (2.4, 2.41, 1.22, 0.83, 0.04, 1.7771)
-
-
-@pytest.fixture(scope="module", params=[("conformer", 4), ("lstm", 1)], ids=["conformer, beam", "lstm, greedy"])
-def recogniser(request, make_experiment, tmp_path_factory) -> Recogniser:
-    kind, beam = request.param
-    return load(make_experiment(tmp_path_factory.mktemp(kind), kind), beam)
-
-
-@pytest.fixture
-def seen(recogniser, monkeypatch) -> list[torch.Tensor]:
-    """The encoder frames (T, D) that the search has been given, one tensor a call."""
-    chunks: list[torch.Tensor] = []
-    advance = recogniser.search.advance
-
-    def spy(state, encoder_out, lens):
-        chunks.append(encoder_out[0, : int(lens[0])])
-        advance(state, encoder_out, lens)
-
-    monkeypatch.setattr(recogniser.search, "advance", spy)
-    return chunks
-
-
-def streamed(recogniser, samples, chunk_size, pieces, lookahead=0):
-    stream = recogniser.stream("a", chunk_size, lookahead)
-    for piece in samples.split(pieces):
-        stream.accept(piece)
-    return stream.finish()
-
-
-def assert_same(result, other):
-    """Labels and times are equal, scores but for rounding."""
-    assert len(result.hyps) == len(other.hyps)
-    for ours, theirs in zip(result.hyps, other.hyps, strict=True):
-        assert ours.tokens == theirs.tokens
-        assert (ours.token_times, ours.words) == (theirs.token_times, theirs.words)
-        assert ours.score == pytest.approx(theirs.score, abs=1e-3)
-        assert ours.scores == pytest.approx(theirs.scores, abs=1e-3)
 
 
 def test_a_batch_is_its_utterances(recogniser, tones):
@@ -67,41 +30,6 @@ def test_a_batch_is_its_utterances(recogniser, tones):
     assert len({r.hyps[0].text for r in together}) == len(LENGTHS)
     for name, samples, result in zip(names, utterances, together, strict=True):
         assert_same(recogniser.recognise([samples], [name])[0], result)
-
-
-@pytest.mark.parametrize("chunk_size", [1, 3, 8])
-def test_a_stream_is_the_whole_with_masked_attention(recogniser, tones, seen, chunk_size):
-    draw = random.Random(chunk_size)
-    for seed, seconds in enumerate(LENGTHS):
-        samples = tones(seconds, seed)
-        whole = recogniser.recognise([samples], ["a"], chunk_size)[0]
-        (encoder_out,) = seen
-        assert len(encoder_out) == math.ceil(len(recogniser.fbank(samples)) / 4)
-        sizes = []
-        while (rest := len(samples) - sum(sizes)) > 0:
-            sizes.append(min(rest, draw.randrange(1, 6000)))
-        seen.clear()
-        result = streamed(recogniser, samples, chunk_size, sizes)
-        assert_same(result, whole)
-        assert all(len(chunk) == chunk_size for chunk in seen[:-1])
-        torch.testing.assert_close(torch.cat(seen), encoder_out, atol=1e-4, rtol=0)  # to the very last frame
-        seen.clear()
-
-
-def test_partial_results_come_as_soon_as_a_chunk_is_there(recogniser, tones):
-    samples = tones(2.4)
-    stream = recogniser.stream("a", 8, lookahead=0)
-    partial = []
-    for piece in samples.split(1600):
-        stream.accept(piece)
-        partial.append(stream.result())
-    final = stream.finish()
-    assert [result.duration for result in partial] == pytest.approx([0.1 * i for i in range(1, 25)])
-    for result in partial:  # a chunk is 0.32 s; a frame needs the 12.5 ms after it
-        frames = round(max(result.hyps[0].token_times, default=0.0) / FRAME_SECONDS)
-        assert frames < (result.duration - 0.0075) // 0.32 * 8 or not result.hyps[0].tokens
-    assert any(result.hyps[0].tokens for result in partial[:8])
-    assert_same(final, streamed(recogniser, samples, 8, len(samples)))
 
 
 def test_chunk_size_matters_to_attention_only(recogniser, tones):
@@ -125,38 +53,6 @@ def test_long_files_are_streamed(recogniser, tones, tmp_path, monkeypatch, seen,
     assert max(len(chunk) for chunk in seen) <= recogniser.streaming_chunk == 8  # memory does not grow with the length
     assert result.duration == pytest.approx(seconds) and result.utterance == str(tmp_path / "a.wav")
     assert_same(result, streamed(recogniser, samples, 8, 8000, lookahead=None))
-
-
-@pytest.mark.parametrize("lookahead", [1, 3, 7])
-def test_lookahead_is_heard_twice_and_emitted_once(recogniser, tones, seen, lookahead):
-    """However the audio comes, every frame is final once, and looking at partial results changes nothing."""
-    samples = tones(3.03)
-    frames = len(recogniser.recognise([samples], ["a"]) and seen.pop())
-    expected = streamed(recogniser, samples, 8, len(samples), lookahead)
-    assert sum(len(chunk) for chunk in seen) == frames
-    stream = recogniser.stream("a", 8, lookahead)
-    for piece in samples.split(3000):
-        stream.accept(piece)
-        stream.result()
-    assert_same(stream.finish(), expected)
-
-
-def test_lookahead_must_be_within_the_chunk(recogniser):
-    with pytest.raises(InputError, match="lookahead 8: must be from 0 to 7"):
-        recogniser.stream("a", 8, lookahead=8)
-
-
-def test_a_stream_holds_one_chunk_whatever_its_length(recogniser, tones):
-    def held(stream) -> int:
-        buffers = [stream._features, stream._fbank._samples, *stream._encoder_state]
-        return sum(tensor.untyped_storage().nbytes() for tensor in buffers)
-
-    stream = recogniser.stream(lookahead=0)
-    sizes = []
-    for seed in range(17):  # of 100 feature frames, so that what is left over from chunks of 32 comes back after 8
-        stream.accept(tones(1.0, seed))
-        sizes.append(held(stream))
-    assert sizes[9:] == sizes[1:9]
 
 
 @pytest.mark.parametrize("samples", [0, 1, 60, 79, 80, 400, 641])
