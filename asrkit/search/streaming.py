@@ -58,6 +58,7 @@ class Stream:
         self.segments: list[NBest] = []
         self.closed = self.finished = False
         self._samples = 0
+        self._waiting: list[Tensor] = []  # samples that have no features yet
         self._fbank = FbankStream(recogniser.features)
         self._features = torch.zeros(0, recogniser.features.num_mel_bins)  # not final yet
         self._encoder_state = recogniser.model.encoder.start(1)
@@ -70,12 +71,19 @@ class Stream:
         if self.closed:
             raise ValueError(f"stream '{self.name}' is closed")
         self._samples += len(samples)
-        self._features = torch.cat([self._features, self._fbank.accept(samples)])
+        self._waiting.append(samples)
+        # Features are computed for a chunk at once: those of 0.1 s cost as much as those of a second.
+        missing = self.chunk_size * SUBSAMPLING - len(self._features)
+        rate = self.recogniser.features.sampling_rate
+        if sum(map(len, self._waiting)) >= missing * FRAME_SHIFT * rate:
+            self._take(self._fbank.accept(torch.cat(self._waiting)))
 
     def close(self) -> None:
         """Say that no more audio comes."""
         if not self.closed:
-            self._features = torch.cat([self._features, self._fbank.flush()])
+            if self._waiting:
+                self._take(self._fbank.accept(torch.cat(self._waiting)))
+            self._take(self._fbank.flush())
             self.closed = True
 
     @property
@@ -95,6 +103,9 @@ class Stream:
             decode_streams([self])
         segments, self.segments = self.segments, []
         return joined(segments)
+
+    def _take(self, features: Tensor) -> None:
+        self._features, self._waiting = torch.cat([self._features, features]), []
 
     def _next_chunk(self) -> Tensor:
         return self._features[: self.chunk_size * SUBSAMPLING]
@@ -163,9 +174,9 @@ def decode_streams(streams: Sequence[Stream]) -> list[Stream]:
 
 @torch.inference_mode()
 def partial_results(streams: Sequence[Stream]) -> list[NBest]:
-    """Return the hypotheses of each stream's unfinished segment, those of the lookahead included.
+    """Return the best hypothesis of each stream's unfinished segment, its lookahead included.
 
-    `duration` is the audio that they are based on, in seconds.
+    `duration` is the audio that it is based on, in seconds.
     """
     if not streams:
         return []
@@ -178,7 +189,7 @@ def partial_results(streams: Sequence[Stream]) -> list[NBest]:
         lens = torch.tensor([0 if s._lookahead_out is None else s.lookahead for s in streams])
         recogniser.search.advance(state, out, lens)
     return [
-        recogniser.nbest(stream.name, min(stream.duration, frames * FRAME_SECONDS), paths)
+        recogniser.nbest(stream.name, min(stream.duration, frames * FRAME_SECONDS), paths[:1])
         for stream, frames, paths in zip(
             streams, state.frames.tolist(), recogniser.search.hypotheses(state, final=False), strict=True
         )
