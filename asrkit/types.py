@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Word:
-    """One word with its times (seconds) and, where a confidence model ran, its probability of being right."""
+    """One word with its times (seconds) and, where it was recognised, how probably it is right (0 to 1)."""
 
     text: str
     start: float

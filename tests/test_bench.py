@@ -87,3 +87,9 @@ def test_searches_find_the_same_texts(tmp_path):
     for peer in ("asrkit, one utterance at a time", "plain loop"):
         assert results[peer].endswith("8 of 8 texts equal")
     assert any(row["work"].startswith("search of 200 utterances") for row in record["rows"])
+
+
+def test_streams_beside_others_find_the_same_texts(tmp_path):
+    _, record = run("streaming.py", tmp_path)
+    assert {row["work"] for row in record["rows"]} == {"10 streams, beam 4", "50 streams, beam 4"}
+    assert all(row["result"].endswith("8 of 8 texts equal") for row in record["rows"])

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from asrkit.lm.scorer import Scorer
 from asrkit.models.transducer import BLANK, Transducer
+from asrkit.search.confidence import among_labels
 from asrkit.search.history import ACOUSTIC, History, Path
 
 INTERNAL_LM = "internal_lm"
@@ -54,6 +55,7 @@ class Extensions:
     tokens: Tensor  # (B,)
     scores: Tensor  # (B, 2 + S)
     ids: Tensor  # (B, 2)
+    confidences: Tensor  # (B,) probability of the token among all labels, the scorers' weights included
 
 
 def _map(function: Callable[..., Any], record: Any, *others: Any) -> Any:
@@ -164,7 +166,7 @@ class BeamSearch:
                 return
             rows = rows[new.rows]
             now = frames[rows, None].expand(-1, len(new.tokens) // len(rows)).flatten()
-            new.ids[:, 1] = history.append(new.ids[:, 1], new.tokens, now)
+            new.ids[:, 1] = history.append(new.ids[:, 1], new.tokens, now, new.confidences)
             if self.keep_lattice:
                 history.scores.append(new.scores)
             if topology == "modified":
@@ -188,7 +190,8 @@ class BeamSearch:
     def _extended(self, hyps: Hypotheses, log_probs: Tensor, floor: Tensor) -> Extensions | None:
         """Return the best extensions of `hyps` by one label, or None if all are below `floor` (N, 1)."""
         n, k, vocab = log_probs.shape
-        scores = log_probs + hyps.memory.fused.view(n, k, vocab) if hyps.memory.scores.shape[1] else log_probs
+        fused = hyps.memory.scores.shape[1] > 0
+        scores = log_probs + hyps.memory.fused.view(n, k, vocab) if fused else log_probs
         total = hyps.scores[:, 0].view(n, k)
         rows = (scores[..., BLANK + 1 :].amax(dim=-1) + total > floor).any(dim=1).nonzero()[:, 0]
         if len(rows) == 0:
@@ -196,16 +199,22 @@ class BeamSearch:
         candidates = (scores[rows] + total[rows, :, None]).flatten(1)  # (M, K * V)
         candidates[:, BLANK::vocab] = -torch.inf
         best, index = candidates.topk(min(self.beam, k * vocab), dim=1)  # (M, K')
+        if fused:
+            all_labels = candidates.view(-1, k, vocab).logsumexp(dim=2).gather(1, index // vocab)
+            confidences = (best - all_labels).exp().clamp(max=1).flatten()
         index = (index + rows[:, None] * (k * vocab)).flatten()
         parents, tokens = index // vocab, index % vocab
         extended = hyps.scores[parents]
         extended[:, 0] = best.flatten()
-        extended[:, 1] += log_probs.flatten()[index]
+        acoustic = log_probs.flatten()[index]
+        if not fused:  # the same from two numbers
+            confidences = among_labels(acoustic, log_probs[..., BLANK].flatten()[parents])
+        extended[:, 1] += acoustic
         extended[:, :2].masked_fill_((best <= floor[rows]).view(-1, 1), -torch.inf)
         extended[:, 2:] += hyps.memory.scores[parents, :, tokens]
         ids = hyps.ids[parents]
         ids[:, 0].mul_(HASH_MULTIPLIER).add_(tokens)
-        return Extensions(rows, parents, tokens, extended, ids)
+        return Extensions(rows, parents, tokens, extended, ids, confidences)
 
     def _merge(self, hyps: Hypotheses, rows: Tensor, scores: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Merge extensions of the utterances `rows` (M,) with equal hypotheses and keep the best, in place.

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from asrkit.models.transducer import BLANK, Transducer
+from asrkit.search.confidence import among_labels
 from asrkit.search.history import ACOUSTIC, History, Path
 
 BLOCK_ROWS = 16  # joiner rows of a block of frames, at least: below, a call costs more than what it computes
@@ -70,7 +71,8 @@ class GreedySearch:
             hit = found.nonzero()[:, 0]
             score, token = log_probs[hit, first[hit], BLANK + 1 :].max(dim=-1)
             state.score[rows[hit]] += score
-            self._append(state, rows[hit], token + BLANK + 1, frame[hit])
+            confidence = among_labels(score, blank[hit, first[hit]])
+            self._append(state, rows[hit], token + BLANK + 1, frame[hit], confidence)
             if topology == "modified":
                 frame = frame + found
             else:
@@ -80,11 +82,11 @@ class GreedySearch:
                 rows, ends, frame, emitted = (x[left] for x in (rows, ends, frame, emitted))
         state.frames += lens
 
-    def _append(self, state: GreedyState, rows: Tensor, tokens: Tensor, frames: Tensor) -> None:
-        """Append tokens (B,) at frames (B,) of this call to the utterances `rows` (B,)."""
+    def _append(self, state: GreedyState, rows: Tensor, tokens: Tensor, frames: Tensor, confidences: Tensor) -> None:
+        """Append tokens (B,) with confidences (B,) at frames (B,) of this call to the utterances `rows` (B,)."""
         if len(rows) == 0:
             return
-        state.nodes[rows] = state.history.append(state.nodes[rows], tokens, state.frames[rows] + frames)
+        state.nodes[rows] = state.history.append(state.nodes[rows], tokens, state.frames[rows] + frames, confidences)
         out, predictor = self.model.predictor(tokens[:, None], [s[rows] for s in state.predictor])
         state.projected[rows] = self.model.joiner.project_predictor(out[:, 0])
         for old, new in zip(state.predictor, predictor, strict=True):

@@ -11,21 +11,27 @@ ACOUSTIC = "acoustic"
 
 @dataclass(frozen=True)
 class Path:
-    """One hypothesis in tokens: ids, the encoder frame of each, the weighted total, and each scorer's own sum."""
+    """One hypothesis in tokens: ids, frame and confidence of each, the weighted total, and each scorer's own sum.
+
+    The confidence is the token's probability among all labels in the encoder frame of its emission, as the search
+    weighs them; where a search keeps none, the list is empty.
+    """
 
     tokens: list[int]
     frames: list[int]
+    confidences: list[float]
     score: float
     scores: dict[str, float]
 
 
 @dataclass(frozen=True)
 class Prefix:
-    """Labels, and the frame of each, that stand before a root; those before them are shared with other prefixes."""
+    """Labels, frame and confidence of each, before a root; those before them are shared with other prefixes."""
 
     before: "Prefix | None"
     tokens: list[int]
     frames: list[int]
+    confidences: list[float]
 
 
 class History:
@@ -37,16 +43,19 @@ class History:
 
     def __init__(self, n: int, device: torch.device, prefixes: Sequence[Prefix | None] | None = None) -> None:
         self._nodes = torch.zeros(n + 64, 3, dtype=torch.int64, device=device)  # parent, token and frame of each
+        self._confidences = torch.zeros(len(self._nodes), device=device)
         self._roots = self._size = n
         self._prefixes = [None] * n if prefixes is None else prefixes
         self.scores: list[Tensor] = []  # of the nodes after the roots, each (B, …), where a search keeps them
 
-    def append(self, parents: Tensor, tokens: Tensor, frames: Tensor) -> Tensor:
-        """Add B nodes, given parents, tokens and frames (B,), and return their numbers (B,)."""
+    def append(self, parents: Tensor, tokens: Tensor, frames: Tensor, confidences: Tensor) -> Tensor:
+        """Add B nodes, given parents, tokens, frames and confidences (B,), and return their numbers (B,)."""
         start, self._size = self._size, self._size + len(parents)
         while self._size > len(self._nodes):
             self._nodes = torch.cat([self._nodes, torch.zeros_like(self._nodes)])
+            self._confidences = torch.cat([self._confidences, torch.zeros_like(self._confidences)])
         torch.stack([parents, tokens, frames], dim=1, out=self._nodes[start : self._size])
+        self._confidences[start : self._size] = confidences
         return torch.arange(start, self._size, device=parents.device)
 
     def nodes(self) -> list[list[int]]:
@@ -55,17 +64,17 @@ class History:
 
     def prefixes(self, nodes: list[int]) -> list[Prefix | None]:
         """Return the labels up to each of `nodes`, for a history that goes on from there."""
-        return [Prefix(root, tokens, frames) if tokens else root for root, tokens, frames in self._ways(nodes)]
+        return [Prefix(root, *way) if way[0] else root for root, *way in self._ways(nodes)]
 
-    def paths(self, nodes: list[int]) -> list[tuple[list[int], list[int]]]:
-        """Return all tokens up to each of `nodes` and their frames."""
+    def paths(self, nodes: list[int]) -> list[tuple[list[int], list[int], list[float]]]:
+        """Return all tokens up to each of `nodes`, their frames and their confidences."""
         paths = []
-        for prefix, tokens, frames in self._ways(nodes):
-            parts = [(tokens, frames)]
+        for prefix, *way in self._ways(nodes):
+            parts = [way]
             while prefix is not None:
-                parts.append((prefix.tokens, prefix.frames))
+                parts.append([prefix.tokens, prefix.frames, prefix.confidences])
                 prefix = prefix.before
-            paths.append(tuple([x for part in reversed(parts) for x in part[side]] for side in (0, 1)))
+            paths.append(tuple([x for part in reversed(parts) for x in part[side]] for side in range(3)))
         return paths
 
     def last_frames(self, nodes: list[int]) -> list[int | None]:
@@ -77,13 +86,14 @@ class History:
             for node, frame, prefix in zip(nodes, frames, prefixes, strict=True)
         ]
 
-    def _ways(self, nodes: list[int]) -> Iterator[tuple[Prefix | None, list[int], list[int]]]:
-        """Yield for each of `nodes` the prefix of its root, and the tokens and frames from there to it."""
+    def _ways(self, nodes: list[int]) -> Iterator[tuple[Prefix | None, list[int], list[int], list[float]]]:
+        """Yield for each of `nodes` the prefix of its root, and tokens, frames and confidences from there to it."""
         parents, tokens, frames = self._nodes[: self._size].T.tolist()
+        confidences = self._confidences[: self._size].tolist()
         for node in nodes:
             way = []
             while node >= self._roots:
                 way.append(node)
                 node = parents[node]
             way.reverse()
-            yield self._prefixes[node], [tokens[i] for i in way], [frames[i] for i in way]
+            yield self._prefixes[node], *([values[i] for i in way] for values in (tokens, frames, confidences))

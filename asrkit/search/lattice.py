@@ -118,7 +118,7 @@ def lattice_nbest(lattice: Lattice, n: int) -> list[Path]:
                 if known is None or scores > known[0]:
                     best[arc.end][labels + label] = scores, frames + frame
     return [
-        Path(list(labels), list(frames), scores[0], dict(zip(lattice.names, scores[1:], strict=True)))
+        Path(list(labels), list(frames), [], scores[0], dict(zip(lattice.names, scores[1:], strict=True)))
         for labels, (scores, frames) in _top(best[-1], n)
     ]
 

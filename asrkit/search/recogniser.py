@@ -4,7 +4,7 @@ An experiment directory is self-contained: `config.yaml` describes features and 
 `model.pt` the weights. Nothing else is read, so it can be moved or copied as it is.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from itertools import chain, islice
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from asrkit.models import MODELS
 from asrkit.models.checkpoint import load_weights
 from asrkit.models.transducer import Transducer
 from asrkit.search.beam import BeamSearch
+from asrkit.search.confidence import word_confidence, word_posteriors
 from asrkit.search.greedy import GreedySearch
 from asrkit.search.history import Path as TokenPath
 from asrkit.search.streaming import FRAME_SECONDS, Endpoint, Stream, decode_streams
@@ -105,18 +106,21 @@ class Recogniser:
         chunk_size = chunk_size or self.streaming_chunk
         return Stream(self, name, chunk_size, chunk_size // 4 if lookahead is None else lookahead, endpoint)
 
-    def nbest(self, name: str, duration: float, paths: Iterable[TokenPath]) -> NBest:
-        """Turn token paths into a record with words and times (seconds)."""
-        return NBest(name, duration, tuple(self._hypothesis(path) for path in paths))
+    def nbest(self, name: str, duration: float, paths: Sequence[TokenPath], most: int | None = None) -> NBest:
+        """Turn the token paths of an utterance, or the `most` best, into a record with words, times and confidences."""
+        spoken = [self.tokenizer.words(path.tokens) for path in paths]
+        texts = [[text for text, _ in words] for words in spoken]
+        posteriors = word_posteriors(texts, [path.score for path in paths], len(paths) if most is None else most)
+        return NBest(name, duration, tuple(map(self._hypothesis, paths, spoken, posteriors)))
 
-    def _hypothesis(self, path: TokenPath) -> Hypothesis:
+    def _hypothesis(self, path: TokenPath, spoken: list[tuple[str, range]], posteriors: list[float]) -> Hypothesis:
         times = [frame * FRAME_SECONDS for frame in path.frames]
-        words = tuple(
-            Word(text, times[span[0]], times[span[-1]] + FRAME_SECONDS)
-            for text, span in self.tokenizer.words(path.tokens)
-        )
+        words = []
+        for (text, span), posterior in zip(spoken, posteriors, strict=True):
+            confidence = word_confidence(path.confidences[span.start : span.stop], posterior)
+            words.append(Word(text, times[span[0]], times[span[-1]] + FRAME_SECONDS, confidence))
         symbols = tuple(self.tokenizer.symbols[token] for token in path.tokens)
-        return Hypothesis(symbols, tuple(times), words, path.score, path.scores)
+        return Hypothesis(symbols, tuple(times), tuple(words), path.score, path.scores)
 
 
 def load(folder: Path | str, beam: int = 4, checkpoint: str = "model.pt") -> Recogniser:

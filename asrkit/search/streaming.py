@@ -189,7 +189,7 @@ def partial_results(streams: Sequence[Stream]) -> list[NBest]:
         lens = torch.tensor([0 if s._lookahead_out is None else s.lookahead for s in streams])
         recogniser.search.advance(state, out, lens)
     return [
-        recogniser.nbest(stream.name, min(stream.duration, frames * FRAME_SECONDS), paths[:1])
+        recogniser.nbest(stream.name, min(stream.duration, frames * FRAME_SECONDS), paths, most=1)
         for stream, frames, paths in zip(
             streams, state.frames.tolist(), recogniser.search.hypotheses(state, final=False), strict=True
         )

@@ -10,8 +10,8 @@ from asrkit.search.greedy import GreedySearch
 
 @torch.no_grad()
 def frame_by_frame(model, encoder_out, max_symbols):
-    """Tokens, frames and score of encoder_out (T, D), as the topology's definition says."""
-    topology, tokens, frames, score = model.config.topology, [], [], 0.0
+    """Tokens, frames, confidences and score of encoder_out (T, D), as the topology's definition says."""
+    topology, tokens, frames, confidences, score = model.config.topology, [], [], [], 0.0
     out, state = model.predictor(torch.zeros(1, 1, dtype=torch.int64), model.predictor.start(1))
     most = max_symbols if topology == "regular" else 1
     for t, frame in enumerate(model.joiner.project_encoder(encoder_out)):
@@ -23,10 +23,11 @@ def frame_by_frame(model, encoder_out, max_symbols):
                 break
             tokens.append(token)
             frames.append(t)
+            confidences.append(log_probs[1:].softmax(dim=0).max().item())
             out, state = model.predictor(torch.tensor([[token]]), state)
             if topology == "modified":
                 break
-    return tokens, frames, score
+    return tokens, frames, confidences, score
 
 
 @pytest.mark.parametrize("kind", ["lstm", "stateless"])
@@ -46,8 +47,9 @@ def test_labels_frames_and_scores(monkeypatch, kind, topology, chunk, block):
         left = left - left.clamp(max=chunk)
     emitted = set()
     for (path,), out, length in zip(search.hypotheses(state), encoder_out, lens.tolist(), strict=True):
-        tokens, frames, score = frame_by_frame(model, out[:length], 2)
+        tokens, frames, confidences, score = frame_by_frame(model, out[:length], 2)
         assert (path.tokens, path.frames) == (tokens, frames)
+        assert path.confidences == pytest.approx(confidences, abs=1e-4)
         assert path.score == path.scores["acoustic"] == pytest.approx(score, abs=1e-4)
         emitted.update(tokens)
     assert len(emitted) > 1
