@@ -18,6 +18,7 @@ LAYERS = [
     {"adapt"},
     {"training"},
     {"export"},
+    {"serve"},
     {"compress"},
     {"cli"},
 ]

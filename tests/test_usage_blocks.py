@@ -10,7 +10,12 @@ from asrkit.cli.main import main
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SOURCES = sorted(
-    [*(REPOSITORY / "asrkit/cli").glob("*.py"), REPOSITORY / "README.md", *REPOSITORY.glob("egs/*/*/README.md")]
+    [
+        *(REPOSITORY / "asrkit/cli").glob("*.py"),
+        REPOSITORY / "README.md",
+        *REPOSITORY.glob("asrkit/*/README.md"),
+        *REPOSITORY.glob("egs/*/*/README.md"),
+    ]
 )
 
 

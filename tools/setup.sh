@@ -75,7 +75,7 @@ setup_asrkit() (
   : >"$log"
   pip=("$python" -m pip install --disable-pip-version-check --constraint tools/constraints.txt)
   step "torch" "${pip[@]}" torch==2.13.0
-  step "asrkit and the packages it needs" "${pip[@]}" --editable '.[mini,export,dev]'
+  step "asrkit and the packages it needs" "${pip[@]}" --editable '.[mini,export,serve,dev]'
   step "check" "$asrkit_env/bin/asrkit" --help
   state >"$stamp"
 )

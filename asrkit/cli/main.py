@@ -22,11 +22,12 @@ COMMANDS = {
     "train": "train a model",
     "lm": "train and measure language models",
     "decode": "transcribe audio",
+    "serve": "transcribe live, for web pages and programs",
     "tune": "find the weights of language models that decode best",
     "score": "word error rate of hypotheses, with its interval and alignments",
     "results": "write RESULTS.md from scored experiments",
     "export": "make a trained model into files that run elsewhere",
-    "plot": "draw learning curves and alignments",
+    "plot": "draw learning curves, alignments and latencies",
 }
 
 USAGE = "usage: asrkit <command> [--help] [options]\n\ncommands:\n" + "".join(

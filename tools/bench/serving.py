@@ -51,7 +51,7 @@ class Client:
     async def talk(self, uri: str, rate: int, wait: float) -> None:
         """Speak all the audio at its speed, after `wait` seconds."""
         await asyncio.sleep(wait)
-        async with connect(uri, max_size=None) as socket:
+        async with connect(uri, max_queue=None, ping_timeout=None) as socket:
             await socket.send(json.dumps({"type": "start", "rate": rate}))
             listening = asyncio.create_task(self._listen(socket))
             self._started = time.monotonic()
