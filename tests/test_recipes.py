@@ -42,7 +42,10 @@ RECIPES = {
         ("test_seen", "test_unseen", "test_seen_streaming", "test_unseen_streaming"),
     ),
     "fsdd/asr": Recipe(
-        "--hours 0.02", "--vocab-size 30 --processes 1", "fsdd", ("test", "test_heldout", "test_streaming")
+        "--hours 0.02",
+        "--vocab-size 30 --processes 1",
+        "fsdd",
+        ("test", "test_heldout", "test_streaming", "test_heldout_streaming"),
     ),
     "librispeech/asr": Recipe(
         "", "--vocab-size 60 --processes 1", "librispeech_dev_clean_20spk", ("test", "test_streaming")
@@ -50,7 +53,7 @@ RECIPES = {
 }
 
 
-OTHERS = ("mini/fusion", "mini/losses")  # recipes with a driver of their own, or that drive others
+OTHERS = ("mini/fusion", "mini/losses", "mini/streaming")  # recipes with a driver of their own, or that drive others
 
 
 @pytest.fixture(params=RECIPES)
@@ -172,6 +175,19 @@ def test_fusion_in_miniature(mini_options, tmp_path):
         assert decoded["fusion"] == weights and (folder / "score.json").exists()
         assert (folder / "tuned.png").read_bytes().startswith(b"\x89PNG")
     assert "phrases" in json.loads((exp / "meeting" / "context" / "score.json").read_text())
+
+
+def test_streaming_in_miniature(mini_options, tmp_path):
+    options = [*mini_options, "--asr", str(tmp_path / "asr"), "--test-sets", "test_seen", "--chunk-sizes", "8"]
+    done = run("mini/streaming", *options, "--stop-stage", "4")
+    assert done.returncode == 0, done.stdout + done.stderr
+    exp = tmp_path / "work" / "exp"
+    tried = [line.split()[:2] for line in (exp / "dev" / "8").read_text().splitlines()]
+    assert sorted(tried) == [["0", "%WER"], ["2", "%WER"], ["4", "%WER"]]
+    assert json.loads((exp / "test_seen" / "8" / "decode.json").read_text())["lookahead"] == int(tried[0][0])
+    scored = {name: json.loads((exp / "test_seen" / name / "score.json").read_text()) for name in ("whole", "8", "8-0")}
+    assert [name for name, figures in scored.items() if "latency" in figures] == ["8"]
+    assert "8-masked" in scored["8-0"]["references"]
 
 
 @pytest.mark.parametrize("name", [*RECIPES, *OTHERS])

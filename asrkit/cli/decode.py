@@ -76,7 +76,8 @@ def decode(
         context: phrases to prefer, one a line, in place of those of the fusion file.
         streaming: decode chunk by chunk, many files together, or show the partial results of one after the other.
         chunk_size: encoder frames (40 ms) in a chunk when streaming; the model's own by default.
-        lookahead: encoder frames at the end of a chunk that the next one may revise; a quarter by default.
+        lookahead: encoder frames at the end of a chunk that the next one may revise; by default a quarter of the chunk,
+            or more of a short one.
         threads: processor threads; all by default.
         bf16: compute in bfloat16 where autocast deems it safe: faster on hardware that has instructions for it.
     """
@@ -91,7 +92,11 @@ def decode(
         config = read_fusion(fusion, context)
         fuse(recogniser, config)
         weights = config.weights
-    chunk_size = (chunk_size or recogniser.streaming_chunk) if streaming else None
+    if streaming:  # fills in the defaults, which decode.json tells
+        stream = recogniser.stream("", chunk_size, lookahead)
+        chunk_size, lookahead = stream.chunk_size, stream.lookahead
+    else:
+        chunk_size = None
     job = _Job(recogniser, chunk_size, lookahead, interactive=out is None, fusion=weights, bf16=bf16)
     sources = [source for name in inputs for source in _sources(name)]
     with nbest_writer(out / "nbest.jsonl") if out else nullcontext(_printer(format)) as write:

@@ -3,6 +3,7 @@
 Usage:
     asrkit plot curve --exp exp/asr --out pictures/curve.png
     asrkit plot alignment --cuts data/mini/test.jsonl.gz --hyps exp/asr/test/nbest.jsonl --out pictures/alignment.png
+    asrkit plot latency exp/asr/test exp/asr/test_chunk8 exp/asr/test_chunk32 --out pictures/latency.png
 """
 
 import json
@@ -61,6 +62,33 @@ def alignment(*, cuts: Path, hyps: Path, out: Path, utterance: str | None = None
     print(out)
 
 
+def latency(folders: list[Path], *, out: Path) -> None:
+    """Draw the word error rate over the delay of words, a point a chunk size and a line a test set.
+
+    Args:
+        folders: scored sets, each with score.json and decode.json; those of whole utterances become lines across.
+        out: PNG file to write.
+    """
+    from asrkit.data.features import FRAME_SHIFT, SUBSAMPLING
+    from asrkit.scoring.pictures import latency_curves, save_picture
+    from asrkit.scoring.results import Row, read_measures
+
+    measures = read_measures({str(folder): Row(folder.name, str(folder)) for folder in folders}, Path())
+    streamed: dict[str, list[tuple[float, float, dict]]] = {}
+    whole: dict[str, float] = {}
+    for measure in measures.values():
+        name = Path(measure["references"]).name.removesuffix(".gz").removesuffix(".jsonl")
+        if delay := measure.get("latency", {}).get("emission"):
+            chunk = measure["decode"]["chunk_size"] * SUBSAMPLING * FRAME_SHIFT
+            streamed.setdefault(name, []).append((chunk, measure["wer"], delay))
+        else:
+            whole[name] = measure["wer"]
+    if not streamed:
+        raise InputError(f"{folders[0]}: no latency in its score.json, nor in any other")
+    save_picture(latency_curves(streamed, whole), out)
+    print(out)
+
+
 def _find(hyps: Path, utterance: str | None) -> NBest:
     for nbest in read_nbest(hyps):
         if nbest.hyps and utterance in (None, nbest.utterance):
@@ -87,4 +115,4 @@ def _read_log(file: Path) -> list[dict[str, Any]]:
 
 
 def main(argv: list[str]) -> None:
-    run({"curve": curve, "alignment": alignment}, argv)
+    run({"curve": curve, "alignment": alignment, "latency": latency}, argv)

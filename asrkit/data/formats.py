@@ -4,7 +4,7 @@
 
     {"utterance": "utt-1", "duration": 1.2, "hyps": [{"text": "hello", "score": -0.7,
      "scores": {"acoustic": -0.7}, "tokens": ["▁hello"], "token_times": [0.4],
-     "words": [{"text": "hello", "start": 0.4, "end": 0.8}]}]}
+     "words": [{"text": "hello", "start": 0.4, "end": 0.8, "confidence": 0.95}]}]}
 
 Times are seconds from the start of the recording. "text" is there for people and tools: readers take it from "words".
 """
@@ -124,6 +124,23 @@ def read_nbest(file: Path | str) -> Iterator[NBest]:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             problem = f"no key {error}" if isinstance(error, KeyError) else error
             raise InputError(f"{file}: line {number}: not an nbest record: {problem}") from error
+
+
+def read_partials(file: Path | str) -> dict[str, list[tuple[float, str]]]:
+    """Return utterance -> its partial results, (seconds of audio heard, all words so far), of a `partials.jsonl`.
+
+    Raises:
+        InputError: the file cannot be read, or a line is no such record; names the file and the line.
+    """
+    partials: dict[str, list[tuple[float, str]]] = {}
+    for number, line in _lines(file):
+        try:
+            record = json.loads(line)
+            partials[record["utterance"]] = [(float(time), str(text)) for time, text in record["partials"]]
+        except (KeyError, TypeError, ValueError) as error:
+            problem = f"no key {error}" if isinstance(error, KeyError) else error
+            raise InputError(f"{file}: line {number}: no partial results: {problem}") from error
+    return partials
 
 
 def read_text(file: Path | str) -> dict[str, str]:

@@ -1,7 +1,7 @@
-"""Pictures of a recipe: learning curves, an alignment over a spectrogram, tuned weights. Arrays in, PNG out."""
+"""Pictures of a recipe: learning curves, an alignment over a spectrogram, weights, latencies. Arrays in, PNG out."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +126,37 @@ def weight_curves(trials: Sequence[tuple[dict[str, float], float]], best: dict[s
             axes.plot(best[name], dict(line)[best[name]], color=VERMILION, marker="o", markersize=7)
             axes.set_xlabel(f"weight of {name}")
         plots[0].set_ylabel("word error rate (%)")
+    return figure
+
+
+def latency_curves(
+    streamed: Mapping[str, Sequence[tuple[float, float, Mapping[str, float]]]], whole: Mapping[str, float]
+) -> Figure:
+    """Draw the word error rate over the delay from a word's end until it stands: medians, and a bar to the 90th
+    percentile.
+
+    Args:
+        streamed: test set -> (chunk in seconds, word error rate in percent, spread of the delay in seconds), in the
+            order of the line.
+        whole: test set -> word error rate of whole utterances, where known.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7, 4), layout="constrained")
+        axes = figure.subplots()
+        for number, ((name, points), colour) in enumerate(zip(streamed.items(), LOSS_COLOURS, strict=False)):
+            medians, rates = [delay["median"] for _, _, delay in points], [rate for _, rate, _ in points]
+            axes.plot(medians, rates, color=colour, marker="o", markersize=6, linewidth=1.8, label=name)
+            axes.hlines(rates, medians, [delay["p90"] for _, _, delay in points], color=colour, alpha=0.45, linewidth=3)
+            for chunk, rate, delay in points:
+                place, beside = (delay["median"], rate), (4, (5, -12)[number % 2])
+                axes.annotate(f"{chunk:.2f} s", place, beside, textcoords="offset points", color=colour, fontsize=8)
+            if name in whole:
+                axes.axhline(whole[name], color=colour, linestyle=(0, (4, 3)), linewidth=1.2, label=f"{name}, whole")
+        axes.margins(y=0.1)
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("seconds of audio from the end of a word until it stands: median, bar to the 90th percentile")
+        axes.set_ylabel("word error rate (%)")
+        axes.legend()
     return figure
 
 

@@ -12,6 +12,7 @@ from asrkit.scoring.wer import (
     Alignment,
     Errors,
     confusions,
+    deleted_last_words,
     errors_by_group,
     errors_by_position,
     sum_errors,
@@ -36,6 +37,7 @@ def report(
         "ser": 100 * wrong_utterances(alignments) / len(alignments),
         "first_word": rates(first),
         "other_words": rates(others),
+        "last_words": _last_words(deleted_last_words(alignments)),
         "by": {
             name: {value: rates(errors) for value, errors in errors_by_group(alignments, group_of).items()}
             for name, group_of in groups.items()
@@ -47,11 +49,20 @@ def report(
 def comparison(
     baseline: list[Alignment], alignments: list[Alignment], block_of: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """Return the JSON-ready difference from a baseline on the same references (below zero: better than it)."""
+    """Return the JSON-ready difference from a baseline on the same references (below zero: better than it).
+
+    "last_words" are those that are deleted here and not in the baseline.
+    """
     errors_a, words = counts(baseline, block_of)
     errors_b, _ = counts(alignments, block_of)
     difference = significance.compare(errors_a, errors_b, words)
-    return {"wer": sum_errors(baseline).rate, **asdict(difference)}
+    before = set(deleted_last_words(baseline))
+    lost = _last_words([utterance for utterance in deleted_last_words(alignments) if utterance not in before])
+    return {"wer": sum_errors(baseline).rate, **asdict(difference), "last_words": lost}
+
+
+def _last_words(deleted: list[str]) -> dict[str, Any]:
+    return {"deleted": len(deleted), "utterances": deleted}
 
 
 def rates(errors: Errors) -> dict[str, float | int | None]:

@@ -33,6 +33,10 @@ from typing import Any
 from asrkit.errors import InputError
 
 NONE = "–"  # shown where a figure does not exist
+LATENCY_NOTE = """Chunk and lookahead in encoder frames; latencies in seconds of audio, medians with 90th percentiles:
+from the start of the first word to the first partial result, from the end of each correct word until it stands for good
+and until the model emitted its last token, from the end of the last word until the final text stands. The time of
+computing comes on top."""
 OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 
 
@@ -135,6 +139,9 @@ def markdown(results: Results, measures: dict[str, dict[str, Any]], git: str, ma
     """Return RESULTS.md; the same inputs give the same text."""
     parts = [f"# {results.title}", results.text.strip(), "Written by `asrkit results`. Rates are percent of words."]
     parts += ["## Word error rates", _wer_table(results.rows, measures)]
+    latencies = _latency_table(results.rows, measures)
+    if latencies:
+        parts += ["## Latency", LATENCY_NOTE, latencies]
     compared = _comparison_table(results.rows, measures)
     if compared:
         parts += ["## Differences", compared]
@@ -195,6 +202,25 @@ def _wer_cells(score: dict[str, Any]) -> tuple[str, str]:
         return f"**{wer}** ± {score['wer_spread']:.2f}", f"{min(rates):.2f}–{max(rates):.2f} ({len(rates)} seeds)"
     low, high = score["wer_interval"]
     return f"**{wer}**", f"{low:.2f}–{high:.2f}"
+
+
+def _latency_table(rows: dict[str, Row], measures: dict[str, dict[str, Any]]) -> str:
+    """Return what was scored as streams; empty if nothing was."""
+    body = []
+    for key, row in rows.items():
+        score = measures[key]
+        if not (latency := score.get("latency")):
+            continue
+        chunk = [_show(score["decode"].get(name), 0) for name in ("chunk_size", "lookahead")]
+        spreads = [_spread(latency[name]) for name in ("first_partial", "emission", "token", "final")]
+        cells = (row.name, *chunk, f"**{_show(score['wer'], 2)}**", *spreads, _show(latency["revised"], 1))
+        body.append((*cells, _show(score["last_words"]["deleted"], 0), _real_time_factor(score["decode"])))
+    head = ("set", "chunk", "lookahead", "WER", "first words", "each word", "its last token", "final text")
+    return _table((*head, "words revised, %", "last words deleted", "real-time factor"), body) if body else ""
+
+
+def _spread(spread: dict[str, float | None]) -> str:
+    return f"{_show(spread['median'], 2)} ({_show(spread['p90'], 2)})"
 
 
 def _comparison_table(rows: dict[str, Row], measures: dict[str, dict[str, Any]]) -> str:
@@ -266,7 +292,7 @@ def _show(value: float | None, decimals: int | None = None) -> str:
         return NONE
     if decimals is None:
         decimals = 0 if abs(value) >= 100 else 2 if abs(value) >= 0.1 else 4
-    return f"{value:,.{decimals}f}"
+    return f"{round(value, decimals) + 0.0:,.{decimals}f}"  # no -0.00
 
 
 def _table(head: tuple[str, ...], body: list[tuple[str, ...]]) -> str:

@@ -106,6 +106,16 @@ def errors_by_position(alignments: Iterable[Alignment]) -> tuple[Errors, Errors]
     return first, others
 
 
+def deleted_last_words(alignments: Iterable[Alignment]) -> list[str]:
+    """Return the utterances whose last reference word is missing: what a stream that ends too early loses."""
+    deleted = []
+    for alignment in alignments:
+        _, hyp = next((pair for pair in reversed(alignment.pairs) if pair[0] != GAP), (GAP, None))
+        if hyp == GAP:
+            deleted.append(alignment.utterance)
+    return deleted
+
+
 def errors_by_group(alignments: Iterable[Alignment], group_of: Mapping[str, str]) -> dict[str, Errors]:
     """Sum the errors over the utterances of each group (`group_of`: utterance -> group), groups in sorted order."""
     sums: dict[str, Errors] = {}

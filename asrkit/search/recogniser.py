@@ -27,6 +27,7 @@ from asrkit.text.tokenizer import Tokenizer, load_tokenizer
 from asrkit.types import Hypothesis, NBest, Word
 
 READ_SECONDS = 1.0  # audio read at a time from a file or a pipe
+LOOKAHEAD_SECONDS = 0.32  # about a word
 LONG_SECONDS = 60.0  # longer recordings are streamed
 
 
@@ -98,13 +99,16 @@ class Recogniser:
     ) -> Stream:
         """Return a new stream with chunks of `chunk_size` encoder frames of 40 ms.
 
-        The last `lookahead` frames of a chunk, a quarter of it by default, are heard again at the start of the next
-        one, and only then is what was said in them final. With 0, a word that a chunk cuts in two is decided by its
-        first part; the encoder output then is that of the whole utterance under the mask of such chunks. The quarter
-        was chosen on the validation data of egs/mini/asr. Without an `endpoint`, all is one segment.
+        The last `lookahead` frames of a chunk, by default a quarter of it or, where that is less, 0.32 s but half at
+        most (chosen on the validation data of egs/mini/streaming), are heard again at the start of the next one, and
+        only then is what was said in them final. With 0, a word that a chunk cuts in two is decided by its first part;
+        the encoder output then is that of the whole utterance under the mask of such chunks. Without an `endpoint`, all
+        is one segment.
         """
         chunk_size = chunk_size or self.streaming_chunk
-        return Stream(self, name, chunk_size, chunk_size // 4 if lookahead is None else lookahead, endpoint)
+        if lookahead is None:
+            lookahead = max(chunk_size // 4, min(chunk_size // 2, round(LOOKAHEAD_SECONDS / FRAME_SECONDS)))
+        return Stream(self, name, chunk_size, lookahead, endpoint)
 
     def nbest(self, name: str, duration: float, paths: Sequence[TokenPath], most: int | None = None) -> NBest:
         """Turn the token paths of an utterance, or the `most` best, into a record with words, times and confidences."""

@@ -58,3 +58,16 @@ def test_alignment_of_an_unknown_utterance(decoded, capsys):
     files = ("--cuts", decoded / "cuts.jsonl.gz", "--hyps", decoded / "nbest.jsonl", "--out", decoded / "a.png")
     assert plot("alignment", *files, "--utterance", "u9") == 1
     assert "'u9'" in capsys.readouterr().err
+
+
+def test_latency(tmp_path, capsys):
+    spread = {"median": 0.2, "p90": 0.4}
+    scored = {"whole": {"wer": 2.0}, "8": {"wer": 3.0, "latency": {"emission": spread}}}
+    for name, figures in scored.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "score.json").write_text(json.dumps({"references": "data/test.jsonl.gz", **figures}))
+        (tmp_path / name / "decode.json").write_text('{"chunk_size": 8}')
+    assert plot("latency", tmp_path / "whole", tmp_path / "8", "--out", tmp_path / "l.png") == 0
+    assert (tmp_path / "l.png").read_bytes().startswith(b"\x89PNG")
+    assert plot("latency", tmp_path / "whole", "--out", tmp_path / "none.png") == 1
+    assert "no latency in its score.json" in capsys.readouterr().err

@@ -4,19 +4,24 @@ import json
 import pytest
 from lhotse import MonoCut, Recording, SupervisionSegment
 from lhotse.audio import AudioSource
+from lhotse.supervision import AlignmentItem
 
 from asrkit.cli.main import main
 from asrkit.data.formats import write_nbest
+from asrkit.data.manifests import save_cuts
 from asrkit.types import Hypothesis, NBest, Word
 
 REFS = {"u1": ("the cat sat", "ann"), "u2": ("on the mat", "bob"), "u3": ("yes", "bob")}
 
 
-def cut(utterance, text, speaker):
+def cut(utterance, text, speaker, timed=False):
     recording = Recording(utterance, [AudioSource("file", [0], f"{utterance}.wav")], 16000, 16000, 1.0)
     supervision = SupervisionSegment(
         utterance, utterance, 0.0, 1.0, text=text, speaker=speaker, custom={"domain": "home"}
     )
+    if timed:
+        items = [AlignmentItem(word, 0.1 * i, 0.1) for i, word in enumerate(text.split())]
+        supervision = supervision.with_alignment("word", items)
     return MonoCut(utterance, 0.0, 1.0, 0, supervisions=[supervision], recording=recording)
 
 
@@ -33,8 +38,11 @@ def folder(tmp_path):
     return tmp_path
 
 
-def nbest(utterance, text):
-    words = tuple(Word(word, 0.0, 0.1) for word in text.split())
+def nbest(utterance, text, confidences=None):
+    words = text.split()
+    words = tuple(
+        Word(word, 0.0, 0.1, value) for word, value in zip(words, confidences or [None] * len(words), strict=True)
+    )
     return NBest(utterance, 1.0, (Hypothesis((), (), words, -1.0), Hypothesis((), (), (), -2.0)))
 
 
@@ -72,6 +80,59 @@ def test_missing_utterances_are_deletions_and_reported(folder, capsys):
     assert "[ 3 / 7, 0 ins, 3 del, 0 sub ]" in output.out
     assert "1 of 3 utterances are missing" in output.err and "u2" in output.err
     assert json.loads((folder / "out" / "score.json").read_text())["missing"] == ["u2"]
+
+
+def test_confidences(folder, capsys):
+    def write(**confidences):
+        words = {"u1": "the bat sat", "u2": "on the mat", "u3": "yes"}
+        records = (nbest(name, text, confidences.get(name)) for name, text in words.items())
+        write_nbest(records, folder / "nbest.jsonl")
+
+    write(u1=(0.9, 0.3, 0.8), u2=(0.7, 0.7, 0.7), u3=(1.0,))
+    assert score(folder) == 0
+    assert "confidence of 7 words: calibration error 21.4, area under the ROC curve 100.0" in capsys.readouterr().out
+    assert json.loads((folder / "out" / "score.json").read_text())["confidence"]["right"] == 6
+    write(u1=(0.9, 0.3, 0.8))
+    assert score(folder) == 0
+    assert "confidence" not in capsys.readouterr().out
+    write(u1=(0.9, 30, 0.8))
+    assert score(folder) == 1
+    assert "utterance 'u1': confidence 30 is not between 0 and 1" in capsys.readouterr().err
+
+
+def test_latency_of_streams(folder, capsys):
+    save_cuts([cut(name, *values, timed=True) for name, values in REFS.items()], folder / "timed.jsonl.gz")
+    partials = {"u1": [[0.3, "the"], [0.6, "the bat sat"]], "u2": [[0.5, "on the mat"]], "u3": [[0.4, "yes"]]}
+
+    def write():
+        lines = (json.dumps({"utterance": name, "partials": changes}) for name, changes in partials.items())
+        (folder / "partials.jsonl").write_text("\n".join(lines))
+
+    write()
+    assert score(folder, "timed.jsonl.gz") == 0
+    # Words end at 0.1, 0.2, 0.3; those that are right stand 0.2 and 0.3 | 0.4, 0.3 and 0.2 | 0.3 s later.
+    line = "first words 0.40 s (0.48), each word 0.30 s (0.35), final text 0.30 s (0.30); 0.0% of words revised"
+    assert line in capsys.readouterr().out
+    figures = json.loads((folder / "out" / "score.json").read_text())
+    assert figures["latency"]["emission"]["mean"] == pytest.approx(1.7 / 6)
+    assert figures["last_words"] == {"deleted": 0, "utterances": []}
+    for without in (("refs.jsonl.gz", "nbest.jsonl"), ("refs", "nbest.jsonl"), ("timed.jsonl.gz", "hyps")):
+        assert score(folder, *without) == 0
+        assert "latency" not in json.loads((folder / "out" / "score.json").read_text())
+    partials["u3"] = [[0.4, "no"]]
+    write()
+    assert score(folder, "timed.jsonl.gz") == 1
+    assert "partials.jsonl: utterance 'u3' ends in other words than" in capsys.readouterr().err
+
+
+def test_a_lost_last_word_is_told(folder, capsys):
+    (folder / "hyps").write_text("u1 the cat\nu2 on the mat\nu3 yes\n")
+    assert score(folder, "refs", "hyps", "--baseline", f"{folder}/nbest.jsonl") == 0
+    assert "last word deleted in 1 utterance\n" in capsys.readouterr().out
+    figures = json.loads((folder / "out" / "score.json").read_text())
+    assert figures["last_words"] == figures["baseline"]["last_words"] == {"deleted": 1, "utterances": ["u1"]}
+    assert score(folder, "refs", "hyps", "--baseline", f"{folder}/hyps") == 0
+    assert json.loads((folder / "out" / "score.json").read_text())["baseline"]["last_words"]["deleted"] == 0
 
 
 def test_recall_of_phrases(folder, capsys):

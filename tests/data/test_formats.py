@@ -9,6 +9,7 @@ from asrkit.data.formats import (
     nbest_line,
     nbest_writer,
     read_nbest,
+    read_partials,
     read_text,
     srt,
     text_line,
@@ -127,3 +128,16 @@ def test_segment_files(tmp_path):
         "end_time": 2.25,
         "words": "good morning",
     }
+
+
+def test_partials(tmp_path):
+    file = tmp_path / "partials.jsonl"
+    file.write_text('{"utterance": "u1", "partials": [[0.5, "a"], [1, "a b"]]}\n{"utterance": "u2", "partials": []}\n')
+    assert read_partials(file) == {"u1": [(0.5, "a"), (1.0, "a b")], "u2": []}
+
+
+@pytest.mark.parametrize("line", ["{half", "[]", '{"utterance": "u1"}', '{"utterance": "u1", "partials": [[0.5]]}'])
+def test_broken_partials_are_named(tmp_path, line):
+    (tmp_path / "partials.jsonl").write_text(f"\n{line}\n")
+    with pytest.raises(InputError, match="partials.jsonl: line 2: no partial results"):
+        read_partials(tmp_path / "partials.jsonl")

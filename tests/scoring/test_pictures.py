@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from asrkit.scoring.pictures import alignment, learning_curve, save_picture, weight_curves
+from asrkit.scoring.pictures import alignment, latency_curves, learning_curve, save_picture, weight_curves
 from asrkit.types import Hypothesis, Word
 
 RECORDS = [
@@ -44,3 +44,14 @@ def test_weight_curves_show_the_points_around_the_best():
     figure = weight_curves([*points, ({"lm": 0.4, "length": 0.5}, 6.0)], {"lm": 0.4, "length": 0.5})
     curves = {axes.get_xlabel(): axes.lines[0].get_xydata().tolist() for axes in figure.axes}
     assert curves == {"weight of lm": [[0.2, 7.0], [0.4, 6.0]], "weight of length": [[0.0, 8.0], [0.5, 6.0]]}
+
+
+def test_latency_curves_draw_a_line_a_set():
+    points = [(0.32, 5.0, {"median": 0.2, "p90": 0.4}), (1.28, 3.0, {"median": 0.7, "p90": 1.2})]
+    figure = latency_curves({"test": points, "other": points[:1]}, {"test": 2.5})
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["test", "test, whole", "other"]
+    assert axes.lines[0].get_xydata().tolist() == [[0.2, 5.0], [0.7, 3.0]]
+    assert [text.get_text() for text in axes.texts] == ["0.32 s", "1.28 s", "0.32 s"]
+    bars = [segment.tolist() for segment in axes.collections[0].get_segments()]
+    assert bars == [[[0.2, 5.0], [0.4, 5.0]], [[0.7, 3.0], [1.2, 3.0]]]

@@ -87,6 +87,19 @@ def test_markdown_shows_figures_and_verdicts(experiments):
     assert text == markdown(results, read_measures(ROWS, experiments), "abc123", "a machine")
 
 
+def test_latencies_of_streams_have_their_table(experiments):
+    assert "## Latency" not in markdown(Results("Title", ROWS), read_measures(ROWS, experiments), "git", "machine")
+    spreads = {"first_partial": (0.61, 0.9), "emission": (0.2, 0.351), "token": (-0.05, -0.001), "final": (None, None)}
+    latency = {name: {"median": median, "p90": p90} for name, (median, p90) in spreads.items()} | {"revised": 3.21}
+    figures = score_json(5.5, latency=latency, last_words={"deleted": 2})
+    (experiments / "asr" / "streaming" / "score.json").write_text(json.dumps(figures))
+    decode = {"chunk_size": 32, "lookahead": 8, "real_time_factor": 0.02}
+    (experiments / "asr" / "streaming" / "decode.json").write_text(json.dumps(decode))
+    text = markdown(Results("Title", ROWS), read_measures(ROWS, experiments), "git", "machine")
+    cells = "0.61 (0.90) | 0.20 (0.35) | -0.05 (0.00) | – (–) | 3.2 | 2 | 0.020 |"
+    assert f"| streaming | 32 | 8 | **5.50** | {cells}" in text.split("## Latency")[1].splitlines()
+
+
 def test_a_row_that_was_not_scored_is_named(experiments):
     with pytest.raises(InputError, match="asr/none/score.json"):
         read_measures({"none": Row("none", "asr/none")}, experiments)

@@ -7,6 +7,7 @@ from asrkit.scoring.wer import (
     align_all,
     alignment_text,
     confusions,
+    deleted_last_words,
     errors_by_group,
     errors_by_position,
     ser_line,
@@ -99,3 +100,9 @@ def test_alignment_text_wraps_long_utterances():
 
 def test_rate_without_words_is_nan():
     assert Errors().rate != Errors().rate
+
+
+def test_deleted_last_words():
+    refs = {"lost": "a b c", "silent": "a", "wrong": "a b", "longer": "a b", "first": "a b", "empty": ""}
+    hyps = {"lost": "a b", "wrong": "a x", "longer": "a b c", "first": "b", "empty": "a"}
+    assert deleted_last_words(align_all(refs, hyps)) == ["lost", "silent"]

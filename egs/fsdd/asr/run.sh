@@ -4,4 +4,4 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 ../../TEMPLATE/asr.sh --corpus fsdd --tokens bpe --vocab-size 36 --processes 2 --by speaker \
-  --test-sets "test test_heldout" --stream-sets "test" "$@"
+  --test-sets "test test_heldout" --stream-sets "test test_heldout" "$@"
