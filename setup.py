@@ -31,6 +31,7 @@ setup(
     extras_require={
         "mini": ["espeakng-loader"],
         "export": ["onnx", "onnxruntime", "sherpa-onnx"],
+        "executorch": ["executorch"],  # apart, because it brings half a gigabyte of packages
         "serve": ["websockets>=16"],
         "microphone": ["sounddevice"],
         "meetings": ["pyroomacoustics", "scikit-learn"],

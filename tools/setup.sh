@@ -5,6 +5,7 @@
 #   tools/setup.sh         # safe to repeat; does nothing when nothing has changed
 #   source tools/setup.sh  # in a script: puts that environment first in PATH as well
 #   ASRKIT_SKIP_SETUP=1    # set for a script: trust the environment, where there is no network for instance
+#   ASRKIT_EXTRAS=meetings # set for any of these: further extras of setup.py, with commas between them
 set -euo pipefail
 
 asrkit_root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -20,6 +21,7 @@ setup_asrkit() (
   python=$asrkit_env/bin/python
   log=$asrkit_env/asrkit-setup.log
   stamp=$asrkit_env/asrkit-setup.stamp
+  extras=mini,export,serve,dev${ASRKIT_EXTRAS:+,$ASRKIT_EXTRAS}
 
   step() { # step NAME COMMAND...: run quietly, with the time it took; on failure show the end of the log
     local name=$1 start=$SECONDS
@@ -56,7 +58,7 @@ setup_asrkit() (
   }
 
   state() { # what the environment was made for
-    echo "$asrkit_root"
+    echo "$asrkit_root $extras"
     cat setup.py pyproject.toml tools/constraints.txt
   }
 
@@ -75,7 +77,7 @@ setup_asrkit() (
   : >"$log"
   pip=("$python" -m pip install --disable-pip-version-check --constraint tools/constraints.txt)
   step "torch" "${pip[@]}" torch==2.13.0
-  step "asrkit and the packages it needs" "${pip[@]}" --editable '.[mini,export,serve,dev]'
+  step "asrkit and the packages it needs" "${pip[@]}" --editable ".[$extras]"
   step "check" "$asrkit_env/bin/asrkit" --help
   state >"$stamp"
 )

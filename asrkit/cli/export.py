@@ -1,86 +1,228 @@
-"""`asrkit export`: make a trained model into files that run elsewhere.
+"""`asrkit export`: make a trained model into files that run elsewhere, and see that they say what it says.
 
 Usage:
-    asrkit export --model exp/asr --format onnx --out exp/asr/onnx
-    asrkit export --model exp/asr --format onnx --out exp/asr/onnx --check data/mini/test_seen.jsonl.gz
+    asrkit export --model exp/asr --out exp/asr/onnx --check data/mini/dev.jsonl.gz
+    asrkit export --model exp/asr --out exp/asr/onnx-streaming --streaming
+    asrkit export --model exp/asr --format onnx-int8 --out exp/asr/int8 --check data/mini/dev.jsonl.gz
+    asrkit export --model exp/asr --format onnx-int8 --calibrate data/mini/train.jsonl.gz --out exp/asr/static
+    asrkit export --model exp/asr --format executorch --out exp/asr/executorch --check data/mini/dev.jsonl.gz
 """
 
 import json
+import os
 import sys
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from asrkit.cli.main import command_line, run
 from asrkit.cli.score import read_references
 from asrkit.data.audio import read_cut
 from asrkit.data.manifests import load_cuts
-from asrkit.export.onnx import FILES, differences, export_onnx, needed
-from asrkit.export.sherpa import Utterance, compare
+from asrkit.errors import InputError
+from asrkit.export.check import MODEL, MOST_MOVED, Transcribe, Utterance, compare, transcriber
+from asrkit.export.executorch import PROGRAMS, export_executorch, stand_in
+from asrkit.export.executorch import differences as executorch_differences
+from asrkit.export.onnx import FILES, Chunk, export_onnx, needed
+from asrkit.export.onnx import differences as onnx_differences
+from asrkit.export.quantise import layer_losses, quantise_files
+from asrkit.export.sherpa import sherpa
 from asrkit.files import atomic_write
 from asrkit.progress import progress
 from asrkit.scoring.provenance import machine
 from asrkit.search.recogniser import Recogniser, load
 
-PACKAGES = ("torch", "onnx", "onnxruntime")
 BATCH = 16  # utterances that are decoded together
 BEAMS = (1, 4)
+CALIBRATION = 64  # utterances that fix static scales, or show what layers lose
+WORST = 5  # layers that are named
 
 
-def export(*, model: Path, out: Path, format: Literal["onnx"] = "onnx", check: Path | None = None) -> None:
-    """Write encoder.onnx, decoder.onnx, joiner.onnx, tokens.txt, README.md and export.json for sherpa-onnx.
+def export(
+    *,
+    model: Path,
+    out: Path,
+    format: Literal["onnx", "onnx-int8", "executorch"] = "onnx",
+    streaming: bool = False,
+    chunk_size: int | None = None,
+    lookahead: int | None = None,
+    calibrate: Path | None = None,
+    keep_float: list[str] | None = None,
+    check: Path | None = None,
+    force: bool = False,
+) -> None:
+    """Write the encoder, decoder and joiner of a model, tokens.txt, README.md and export.json.
 
-    Each ONNX file is compared with the model, on random features, before it is written.
+    Each float file is compared with the model, on random features, before it is written. With --check real speech is
+    transcribed by both, and an export whose WER is not that of the model is not written.
 
     Args:
-        model: experiment directory; its predictor must be stateless.
+        model: experiment directory; for ONNX its predictor must be stateless.
         out: the directory to write.
-        format: kind of files.
-        check: manifest with transcripts, which asrkit and sherpa-onnx decode on one thread each, greedily and with a
+        format: ONNX files for sherpa-onnx, the same with 8-bit products, or streaming programs for ExecuTorch.
+        streaming: ONNX files for streams; by default they are for whole utterances.
+        chunk_size: encoder frames (40 ms) in a chunk when streaming; the model's own by default.
+        lookahead: encoder frames at the end of a chunk that the next one may revise; as `asrkit decode` by default.
+        calibrate: manifest with speech that fixes the scales of 8-bit activations, which otherwise follow the data.
+        keep_float: layers to leave as they are in an 8-bit export, by their names in the model.
+        check: manifest with transcripts, which the model and its export decode on one thread each, greedily and with a
             beam of 4; error rates and real-time factors go into export.json.
+        force: write the export whatever the check says.
     """
+    if format != "onnx-int8" and (calibrate or keep_float):
+        raise InputError(f"--{'calibrate' if calibrate else 'keep-float'}: --format {format} has no 8-bit products")
     recogniser = load(model)
-    refs = read_references(check, [])[0] if check else {}  # what is wrong with it should show before the long work
-    if check:
-        needed("sherpa_onnx")
-    report: dict[str, Any] = {"command": command_line(), "machine": machine()}
-    report["differences"] = {"random": export_onnx(recogniser, out)}
-    report["versions"] = {name: version(name) for name in PACKAGES}
-    report["bytes"] = {name: (out / name).stat().st_size for name in FILES}
-    if recogniser.model.config.topology == "regular":
+    chunk = None
+    if streaming or format == "executorch":
+        stream = recogniser.stream(chunk_size=chunk_size, lookahead=lookahead)
+        chunk = Chunk(stream.chunk_size, stream.lookahead)
+    elif chunk_size or lookahead:
+        raise InputError(f"--{'chunk-size' if chunk_size else 'lookahead'}: needs --streaming")
+    if recogniser.model.config.topology == "regular" and format != "executorch":
         print("warning: topology 'regular': sherpa-onnx emits at most one label a frame", file=sys.stderr)
-    if check:
-        torch.set_num_threads(1)
-        report["versions"]["sherpa-onnx"] = version("sherpa-onnx")
-        report["differences"]["speech"] = _speech_differences(recogniser, out, check)
-        report["check"] = [_compare(recogniser, out, check, refs, beam) for beam in BEAMS]
-    with atomic_write(out / "export.json") as file:
-        json.dump(report, file, indent=2)
-        file.write("\n")
-    print(f"{out}: {sum(report['bytes'].values()) / 1e6:.1f} MB")
+    refs = read_references(check, [])[0] if check else {}  # what is wrong with it should show before the long work
+    if check and format != "executorch":
+        needed("sherpa_onnx")
+    exporter = (_Executorch if format == "executorch" else _Onnx)(recogniser, chunk)
+    report: dict[str, Any] = {"command": command_line(), "machine": machine(), "format": format, "blessed": False}
+    with _aside(out) as folder:
+        report["differences"] = {"random": exporter.write(folder)}
+        if format == "onnx-int8":
+            speech = None if calibrate is None else _features(recogniser, calibrate, CALIBRATION)
+            exporter.quantise(folder, keep_float or [], speech)
+        report["versions"] = {name: version(name) for name in exporter.packages}
+        report["bytes"] = {name: (folder / name).stat().st_size for name in exporter.files}
+        if check:
+            torch.set_num_threads(1)
+            speech = _features(recogniser, check, BATCH)
+            report["differences"]["speech"] = exporter.differences(folder, speech)
+            report["check"] = [_compare(exporter, folder, check, refs, beam) for beam in BEAMS]
+            problem = _problem(report["check"])
+            report["blessed"] = problem is None
+            if problem and format == "onnx-int8":
+                report["layers"] = _worst_layers(exporter, keep_float or [], speech, calibrate is not None)
+            if problem and not force:
+                remedy = "leave layers out with --keep-float, or " if format == "onnx-int8" else ""
+                raise InputError(f"{out}: not written: {problem}; {remedy}accept it with --force")
+        with atomic_write(folder / "export.json") as file:
+            json.dump(report, file, indent=2)
+            file.write("\n")
+    verdict = "blessed" if report["blessed"] else f"not blessed: {problem if check else 'see --check'}"
+    print(f"{out}: {sum(report['bytes'].values()) / 1e6:.1f} MB, {verdict}")
 
 
-def _speech_differences(recogniser: Recogniser, folder: Path, manifest: Path) -> dict[str, float]:
-    """Compare the files with the model on the first utterances of a manifest."""
-    batch = next(_batches(manifest, recogniser.features.sampling_rate))
-    files = {name: (folder / name).read_bytes() for name in FILES}
-    return differences(recogniser.model, files, [recogniser.fbank(samples) for _, samples in batch])
+@dataclass
+class _Onnx:
+    """Files for sherpa-onnx."""
+
+    recogniser: Recogniser
+    chunk: Chunk | None
+    name = "sherpa_onnx"
+    files = FILES
+    packages = ("torch", "onnx", "onnxruntime")
+
+    def write(self, folder: Path) -> dict[str, float]:
+        return export_onnx(self.recogniser, folder, self.chunk)
+
+    def quantise(self, folder: Path, keep_float: list[str], speech: list[Tensor] | None) -> None:
+        """Put 8-bit files in the place of float ones, which are kept for `layer_losses`."""
+        self.float_files = self._read(folder)
+        for name, contents in quantise_files(self.recogniser.model, self.float_files, keep_float, speech).items():
+            (folder / name).write_bytes(contents)
+
+    def differences(self, folder: Path, speech: list[Tensor]) -> dict[str, float]:
+        return onnx_differences(self.recogniser.model, self._read(folder), speech)
+
+    def transcriber(self, folder: Path, beam: int) -> Transcribe:
+        return sherpa(folder, self.recogniser.features, self.recogniser.tokenizer, beam).transcribe
+
+    def _read(self, folder: Path) -> dict[str, bytes]:
+        return {name: (folder / name).read_bytes() for name in self.files}
 
 
-def _compare(recogniser: Recogniser, folder: Path, manifest: Path, refs: dict[str, str], beam: int) -> dict[str, Any]:
-    """Decode a manifest with asrkit and sherpa-onnx, and print how they compare."""
-    batches = progress(
-        _batches(manifest, recogniser.features.sampling_rate), f"beam {beam}", -(-len(refs) // BATCH), "batch"
-    )
-    figures = compare(recogniser, folder, batches, refs, beam)
+class _Executorch(_Onnx):
+    """Programs for ExecuTorch, which asrkit searches with itself."""
+
+    name = "executorch"
+    files = PROGRAMS
+    packages = ("torch", "executorch")
+
+    def write(self, folder: Path) -> dict[str, float]:
+        return export_executorch(self.recogniser, folder, self.chunk)
+
+    def differences(self, folder: Path, speech: list[Tensor]) -> dict[str, float]:
+        return executorch_differences(self.recogniser.model, self._read(folder), speech, self.chunk)
+
+    def transcriber(self, folder: Path, beam: int) -> Transcribe:
+        model = stand_in(self.recogniser.model, self._read(folder))
+        recogniser = Recogniser(model, self.recogniser.features, self.recogniser.tokenizer, beam)
+        return transcriber(recogniser, self.chunk)
+
+
+def _compare(exporter: _Onnx, folder: Path, manifest: Path, refs: dict[str, str], beam: int) -> dict[str, Any]:
+    """Decode a manifest with the model and its export, and print how they compare."""
+    ours = exporter.recogniser
+    rate = ours.features.sampling_rate
+    contestants = {
+        MODEL: transcriber(Recogniser(ours.model, ours.features, ours.tokenizer, beam), exporter.chunk),
+        exporter.name: exporter.transcriber(folder, beam),
+    }
+    batches = progress(_batches(manifest, rate), f"beam {beam}", -(-len(refs) // BATCH), "batch")
+    figures = compare(contestants, batches, refs, rate)
     print(f"beam {beam}: {figures['same']} of {figures['utterances']} hypotheses are the same")
-    for name in ("asrkit", "sherpa_onnx"):
+    for name in contestants:
         print(f"  {name:<11} %WER {figures[name]['wer']:.2f}, RTF {figures[name]['real_time_factor']:.4f}")
-    return {"manifest": str(manifest), **figures}
+    return {"manifest": str(manifest), "beam": beam, **figures}
+
+
+def _problem(checks: list[dict[str, Any]]) -> str | None:
+    """Return what is wrong with an export, or None."""
+    worst = max(checks, key=lambda check: abs(check["moved"]))
+    if abs(round(worst["moved"], 2)) <= MOST_MOVED:
+        return None
+    return f"with a beam of {worst['beam']} its WER moves by {worst['moved']:+.2f} points, more than {MOST_MOVED}"
+
+
+def _worst_layers(exporter: _Onnx, keep_float: list[str], speech: list[Tensor], static: bool) -> dict[str, float]:
+    """Print and return the layers that lose most, and the ratio of signal to error that each would leave alone (dB)."""
+    losses = layer_losses(exporter.recogniser.model, exporter.float_files, keep_float, speech, static)
+    worst = dict(islice(losses.items(), WORST))
+    print("layers that lose most, with the ratio of signal to error that each alone leaves:")
+    for layer, ratio in worst.items():
+        print(f"  {layer:<40} {ratio:5.1f} dB")
+    return worst
+
+
+@contextmanager
+def _aside(out: Path) -> Iterator[Path]:
+    """Give a folder beside `out`, whose files go there when all is well, and nowhere otherwise."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written: {error.strerror}") from error
+    with temporary as name:
+        yield Path(name)
+        try:
+            out.mkdir(exist_ok=True)
+            for file in Path(name).iterdir():
+                os.replace(file, out / file.name)
+        except OSError as error:
+            raise InputError(f"{out}: cannot be written: {error.strerror}") from error
+
+
+def _features(recogniser: Recogniser, manifest: Path, most: int) -> list[Tensor]:
+    """Return the features of the first utterances of a manifest."""
+    cuts = islice(load_cuts(manifest, lazy=True), most)
+    return [recogniser.fbank(read_cut(cut, recogniser.features.sampling_rate)) for cut in cuts]
 
 
 def _batches(manifest: Path, rate: int) -> Iterator[list[Utterance]]:

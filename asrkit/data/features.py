@@ -113,6 +113,18 @@ def pad_features(features: list[Tensor]) -> tuple[Tensor, Tensor]:
     return pad_sequence(features, batch_first=True, padding_value=SILENCE), lens
 
 
+def heard(features: Tensor) -> Tensor:
+    """Return what of features (N, 4c, F) is audio, (N, 4c) booleans, and what is digital silence.
+
+    The audio may end within the four frames of an encoder frame, but not begin there: silence before it is audio. Its
+    last frame does not count: most of that is digital silence already.
+    """
+    loud = (features > SILENCE + 1e-3).any(dim=2)
+    loud = torch.cat([loud[:, :-1] & loud[:, 1:], loud[:, -1:]], dim=1)
+    following = loud.unflatten(1, (-1, SUBSAMPLING)).flip(2).int().cumsum(dim=2).flip(2)  # loud frames from each one on
+    return (following > 0).flatten(1)
+
+
 def num_frames(duration: float) -> int:
     """Return how many frames T `Fbank` makes of `duration` seconds, give or take the rounding of samples."""
     return int(duration / FRAME_SHIFT + 0.5)

@@ -1,27 +1,20 @@
-"""An exported transducer in sherpa-onnx, beside the recogniser that it was exported from."""
+"""An exported transducer in sherpa-onnx."""
 
-import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+import torch
 from torch import Tensor
 
-from asrkit.data.features import FeatureConfig
-from asrkit.export.onnx import FILES, needed
-from asrkit.scoring.wer import align_all, sum_errors
-from asrkit.search.recogniser import Recogniser
+from asrkit.data.features import FRAME_SHIFT, FeatureConfig
+from asrkit.export.onnx import FILES, Chunk, needed
 from asrkit.text.tokenizer import WORD_START, Tokenizer
-
-Utterance = tuple[str, Tensor]  # name, samples (S,)
 
 
 class SherpaRecogniser:
     """sherpa-onnx on an exported directory, on one thread.
 
     Args:
-        folder: what `asrkit.export.onnx.export_onnx` wrote.
+        folder: what `asrkit.export.onnx.export_onnx` wrote, for whole utterances.
         features: those of the model; sherpa-onnx computes the same.
         tokenizer: that of the model, to read the tokens of the result.
         beam: hypotheses kept by the beam search ("modified_beam_search"); 1 is the greedy search.
@@ -30,9 +23,12 @@ class SherpaRecogniser:
         InputError: sherpa-onnx is not installed.
     """
 
+    kind = "OfflineRecognizer"
+
     def __init__(self, folder: Path, features: FeatureConfig, tokenizer: Tokenizer, beam: int = 4) -> None:
-        self.recognizer = needed("sherpa_onnx").OfflineRecognizer.from_transducer(
-            *(str(folder / name) for name in (*FILES, "tokens.txt")),
+        self.recognizer = getattr(needed("sherpa_onnx"), self.kind).from_transducer(
+            **{name.removesuffix(".onnx"): str(folder / name) for name in FILES},
+            tokens=str(folder / "tokens.txt"),
             num_threads=1,
             sample_rate=features.sampling_rate,
             feature_dim=features.num_mel_bins,
@@ -49,56 +45,50 @@ class SherpaRecogniser:
         for stream, samples in zip(streams, utterances, strict=True):
             stream.accept_waveform(self.sampling_rate, samples.numpy())
         self.recognizer.decode_streams(streams)
-        return [self.tokenizer.decode([self.ids[token] for token in stream.result.tokens]) for stream in streams]
+        return [self.text(stream.result.tokens) for stream in streams]
+
+    def text(self, tokens: list[str]) -> str:
+        """Return the text of tokens as sherpa-onnx shows them."""
+        return self.tokenizer.decode([self.ids[token] for token in tokens])
 
 
-@dataclass
-class _Timed:
-    """A recogniser with all its results and what they cost."""
+class SherpaStreamer(SherpaRecogniser):
+    """sherpa-onnx on a directory that was exported with a chunk size: the same for streams."""
 
-    transcribe: Callable[[list[Tensor]], list[str]]
-    texts: dict[str, str] = field(default_factory=dict)
-    seconds: float = 0.0  # processor time
+    kind = "OnlineRecognizer"
 
-    def run(self, batch: list[Utterance]) -> None:
-        names, samples = zip(*batch, strict=True)
-        start = time.process_time()
-        texts = self.transcribe(list(samples))
-        self.seconds += time.process_time() - start
-        self.texts.update(zip(names, texts, strict=True))
+    def __init__(self, folder: Path, features: FeatureConfig, tokenizer: Tokenizer, beam: int = 4) -> None:
+        super().__init__(folder, features, tokenizer, beam)
+        self.chunk = _chunk(folder)
 
-    def figures(self, refs: dict[str, str], audio_seconds: float) -> dict[str, Any]:
-        errors = sum_errors(align_all(refs, self.texts))
-        return {
-            "wer": errors.rate,
-            "errors": errors.total,
-            "words": errors.words,
-            "real_time_factor": self.seconds / audio_seconds,
-        }
+    def transcribe(self, utterances: list[Tensor]) -> list[str]:
+        """Return the text of each utterance (S,), streamed side by side."""
+        streams = [self.recognizer.create_stream() for _ in utterances]
+        for stream, samples in zip(streams, utterances, strict=True):
+            stream.accept_waveform(self.sampling_rate, self.padded(samples).numpy())
+            stream.input_finished()
+        while ready := [stream for stream in streams if self.recognizer.is_ready(stream)]:
+            self.recognizer.decode_streams(ready)
+        return [self.text(self.recognizer.tokens(stream)) for stream in streams]
+
+    def padded(self, samples: Tensor) -> Tensor:
+        """Return samples (S,) with as much digital silence behind them as makes all their frames final.
+
+        sherpa-onnx decodes whole chunks only, and each only when there is a frame more. Samples of less than half a
+        frame at the end, of which our features make none, are cut off.
+        """
+        shift = int(self.sampling_rate * FRAME_SHIFT + 1e-6)  # samples from frame to frame, rounded down as Kaldi does
+        frames = (len(samples) + shift // 2) // shift
+        chunks = max(1, -(-frames // self.chunk.shift))
+        needed = (chunks - 1) * self.chunk.shift + self.chunk.frames + 1
+        samples = samples[: frames * shift]
+        return torch.nn.functional.pad(samples, (0, needed * shift - len(samples)))
 
 
-def compare(
-    recogniser: Recogniser, folder: Path, batches: Iterable[list[Utterance]], refs: dict[str, str], beam: int
-) -> dict[str, Any]:
-    """Return the JSON-ready error rate and speed of a recogniser and of its export in sherpa-onnx, on the same batches.
+def _chunk(folder: Path) -> Chunk | None:
+    return Chunk.of((folder / FILES[0]).read_bytes())
 
-    The real-time factor is processor time over audio time, features and search included.
 
-    sherpa-onnx chooses among the hypotheses of its beam by the score a token, asrkit by the score, so a few utterances
-    may differ; those of the greedy search do not.
-    """
-    ours = Recogniser(recogniser.model, recogniser.features, recogniser.tokenizer, beam)
-    theirs = SherpaRecogniser(folder, recogniser.features, recogniser.tokenizer, beam)
-    contestants = {
-        "asrkit": _Timed(lambda samples: [r.hyps[0].text for r in ours.recognise(samples, [""] * len(samples))]),
-        "sherpa_onnx": _Timed(theirs.transcribe),
-    }
-    audio_seconds = 0.0
-    for batch in batches:
-        audio_seconds += sum(len(samples) for _, samples in batch) / recogniser.features.sampling_rate
-        for contestant in contestants.values():
-            contestant.run(batch)
-    texts = [contestant.texts for contestant in contestants.values()]
-    same = sum(texts[0][name] == texts[1][name] for name in texts[0])
-    figures = {name: contestant.figures(refs, audio_seconds) for name, contestant in contestants.items()}
-    return {"beam": beam, "utterances": len(texts[0]), "same": same, "seconds_audio": audio_seconds, **figures}
+def sherpa(folder: Path, features: FeatureConfig, tokenizer: Tokenizer, beam: int = 4) -> SherpaRecogniser:
+    """Return what runs an exported directory: a `SherpaStreamer` if it was exported with a chunk size."""
+    return (SherpaStreamer if _chunk(folder) else SherpaRecogniser)(folder, features, tokenizer, beam)

@@ -218,7 +218,7 @@ class Conformer(nn.Module):
         left = self.config.left_context
         seen = torch.arange(-left, x.shape[1], device=x.device) >= -processed[:, None]  # (N, L + c)
         if inside is not None:
-            seen[:, left:] &= inside[:, ::SUBSAMPLING]
+            seen = torch.cat([seen[:, :left], seen[:, left:] & inside[:, ::SUBSAMPLING]], dim=1)
         mask = seen[:, None, None, :].expand(-1, 1, x.shape[1], -1)
         for i, layer in enumerate(self.layers):
             x, kv, conv = layer(x, mask, state[3 + 2 * i], state[4 + 2 * i], keep)
