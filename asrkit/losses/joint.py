@@ -27,8 +27,10 @@ NEGLIGIBLE = 1e-9
 # The joiner's nodes are rounded up to a multiple of this: kernels for its products are compiled for each shape.
 ROUNDED = 64
 
-# Numbers held at once for the nodes of a chunk: on the CPU as many as stay in its cache.
+# Numbers held at once for the nodes of a chunk: on the CPU as many as stay in its cache, or less if that would be much
+# of what all nodes take.
 CPU_CHUNK, DEVICE_CHUNK = 2**19, 2**26
+CHUNKS, FEW_NODES = 32, 256
 
 
 @dataclass(frozen=True)
@@ -61,16 +63,18 @@ class Lattice:
     def labels_of(self, nodes: Tensor) -> Tensor:
         return self._labels[nodes]
 
-    def sums(self, nodes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """Sum over the paths, from the normaliser, the blank's score and the label's score (3, R) of the nodes.
+    def planes(self, nodes: Tensor, scores: Tensor) -> Tensor:
+        """Lay out the scores (3, R) of the nodes as `sums` wants them."""
+        planes = scores.new_full((3, math.prod(self.shape)), LOG_ZERO)
+        return planes.index_copy_(1, nodes, scores).unflatten(1, self.shape)
+
+    def sums(self, planes: Tensor) -> tuple[Tensor, Tensor]:
+        """Sum over the paths, from each node's normaliser, score of the blank and score of the label, (3, B, T, U + 1).
 
         Returns:
             log-probability (B,), and what its gradient takes of each node (3, B, T, U + 1): the normaliser, and the
             posterior probabilities of the blank and of the label.
         """
-        planes = (
-            scores.new_full((3, math.prod(self.shape)), LOG_ZERO).index_copy_(1, nodes, scores).unflatten(1, self.shape)
-        )
         normaliser, blank, label = planes
         total, blank, label = self.occupations(blank, label[:, :, :-1])
         return total, torch.stack([normaliser, blank, torch.nn.functional.pad(label, (0, 1))])
@@ -101,15 +105,15 @@ def checked_lattice(
     b, labels = targets.shape
     if frame_lens.shape != (b,) or label_lens.shape != (b,):
         raise ValueError(f"lengths must have shape ({b},)")
-    if frame_lens.min() < 1 or frame_lens.max() > frames or label_lens.min() < 0 or label_lens.max() > labels:
-        raise ValueError(
-            f"lengths outside 1 … {frames} frames or 0 … {labels} labels: {frame_lens.tolist()}, {label_lens.tolist()}"
-        )
-    padding = torch.arange(labels, device=targets.device) >= label_lens[:, None]
-    if ((targets < 1) | (targets >= symbols)).masked_fill(padding, False).any():
+    t, u = frame_lens.tolist(), label_lens.tolist()
+    if not (all(1 <= length <= frames for length in t) and all(0 <= length <= labels for length in u)):
+        raise ValueError(f"lengths outside 1 … {frames} frames or 0 … {labels} labels: {t}, {u}")
+    real = torch.arange(labels, device=targets.device) < label_lens[:, None]
+    column_labels = targets.long() * real
+    if not torch.equal(column_labels, column_labels.clamp(1, symbols - 1) * real):
         raise ValueError(f"targets have labels outside 1 … {symbols - 1}")
-    column_labels = torch.nn.functional.pad(targets.long().masked_fill(padding, 0), (0, 1))
-    return Lattice(column_labels, frame_lens, label_lens, frames, *options)
+    column_labels = torch.nn.functional.pad(column_labels, (0, 1))
+    return Lattice(column_labels, frame_lens.long(), label_lens.long(), frames, *options)
 
 
 def joint_case(
@@ -179,11 +183,20 @@ class Joint:
 
     @property
     def chunk_size(self) -> int:
-        return chunk_size(self.weight.device, sum(self.weight.shape))
+        """Of a multiple of `ROUNDED` nodes, so that the last chunk has one of a few shapes."""
+        size = chunk_size(self.weight.device, sum(self.weight.shape))
+        if self.weight.device.type == "cpu" and self.weight.dtype == torch.float32:  # others are slow by the piece
+            size = min(size, max(FEW_NODES, math.prod(self.lattice.shape) // CHUNKS))
+        return max(ROUNDED, size // ROUNDED * ROUNDED)
 
     @property
     def engine(self) -> ModuleType:
         return nodes.engine(self.encoder, self.lattice.backend)
+
+    @property
+    def labels(self) -> Tensor:
+        """The label that may follow each row of the predictor."""
+        return self.lattice.labels.flatten()
 
     def rows(self, packed: Tensor) -> tuple[Tensor, Tensor]:
         """The rows of encoder and predictor (R,) that meet at each node."""
@@ -206,9 +219,10 @@ class Joint:
         scores = self.encoder.new_empty(3, len(packed))
         outs = repeat(None) if kept is None else kept.split(size)
         for chunk, piece, out in zip(packed.split(size), scores.split(size, dim=1), outs, strict=False):
-            logits = self.logits(self.hidden(self.rows(chunk)), out=out)
-            torch.stack(self.engine.scores(logits, lattice.labels_of(chunk), lattice.factored), out=piece)
-        return lattice.sums(packed, scores)
+            rows = self.rows(chunk)
+            logits = self.logits(self.hidden(rows), out=out)
+            torch.stack(self.engine.scores(logits, self.labels[rows[1]], lattice.factored), out=piece)
+        return lattice.sums(lattice.planes(packed, scores))
 
     def gradients(
         self, planes: Tensor, grad_loss: Tensor, kept: tuple[Tensor, Tensor] | None = None
@@ -232,7 +246,7 @@ class Joint:
                 grad = self.logits(hidden)
             else:
                 grad = kept[1].index_select(0, torch.searchsorted(kept[0], chunk))
-            self.engine.gradient(grad, self.lattice.labels_of(chunk), self.lattice.factored, *arcs, out=grad)
+            self.engine.gradient(grad, self.labels[rows[1]], self.lattice.factored, *arcs, out=grad)
             if grad.dtype == dtype:
                 weight.addmm_(grad.T, hidden)
             else:
@@ -257,7 +271,7 @@ class LogitsLoss(torch.autograd.Function):
             torch.stack(engine.scores(flat, labels, lattice.factored, rows=row))
             for row, labels in zip(at.split(size), lattice.labels_of(packed).split(size), strict=True)
         ]
-        total, planes = lattice.sums(packed, torch.cat(scores, dim=1))
+        total, planes = lattice.sums(lattice.planes(packed, torch.cat(scores, dim=1)))
         ctx.lattice = lattice
         ctx.save_for_backward(logits, planes, packed, rows)
         return -total
@@ -275,6 +289,31 @@ class LogitsLoss(torch.autograd.Function):
         for row, labels, weight in zip(*pieces, strict=True):
             engine.gradient(flat, labels, lattice.factored, *weight, out=grad.view_as(flat), rows=row)
         return grad, None, None, None
+
+
+class CompiledLoss(torch.autograd.Function):
+    """As LogitsLoss, of float32 logits (B, T, U + 1, V) of all nodes on the CPU: nothing is packed."""
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, lattice: Lattice) -> Tensor:
+        logits = logits.detach().contiguous()
+        planes = logits.new_full((3, *lattice.shape), LOG_ZERO)
+        lens = lattice.frame_lens, lattice.label_lens
+        engine = nodes.engine(logits, lattice.backend)
+        engine.lattice_scores(logits, lattice.labels, *lens, lattice.factored, planes)
+        total, planes = lattice.sums(planes)
+        ctx.lattice = lattice
+        ctx.save_for_backward(logits, planes)
+        return -total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_loss: Tensor):
+        logits, planes = ctx.saved_tensors
+        lattice, grad = ctx.lattice, _untouched_zeros(logits)
+        engine, weights = nodes.engine(logits, lattice.backend), (planes, NEGLIGIBLE, grad_loss.contiguous())
+        engine.lattice_gradient(logits, lattice.labels, lattice.factored, *weights, grad)
+        return grad, None
 
 
 class JointLoss(torch.autograd.Function):

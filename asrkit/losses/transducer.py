@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from asrkit.errors import InputError
-from asrkit.losses.joint import Joint, JointLoss, LogitsLoss, checked_lattice, joint_case, rounded
+from asrkit.losses.joint import CompiledLoss, Joint, JointLoss, LogitsLoss, checked_lattice, joint_case, rounded
 from asrkit.losses.lattice import Backend, Topology, need
 
 
@@ -57,6 +57,8 @@ def transducer_loss(
         return rnnt_loss(logits, targets, logit_lens, target_lens, blank=0, clamp=-1, reduction="none")
     options = topology, factored, delay_penalty, backend
     lattice = checked_lattice(targets, logit_lens, target_lens, frames, symbols, *options)
+    if logits.device.type == "cpu" and logits.dtype == torch.float32 and backend != "torch":
+        return CompiledLoss.apply(logits, lattice)
     return LogitsLoss.apply(logits, lattice, lattice.nodes(), None)
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from asrkit.lm.scorer import Scorer
 from asrkit.models.transducer import BLANK, Transducer
-from asrkit.search.confidence import among_labels
 from asrkit.search.history import ACOUSTIC, History, Path
+from asrkit.search.labels import Labels
 
 INTERNAL_LM = "internal_lm"
 # A multiplier of a polynomial hash over 64-bit integers (odd, so it never loses a bit of the prefix).
@@ -28,7 +28,7 @@ class Memory:
 
     projected: Tensor  # (B, J) predictor output in joint space
     scores: Tensor  # (B, S, V) each scorer's log-probability of each next label, 0 for the blank
-    fused: Tensor  # (B, V) their weighted sum
+    fused: Tensor  # (B, V) their weighted sum; (B, 0) if there are none
     predictor: list[Tensor]  # state of the predictor
     scorers: list[list[Tensor]]  # state of each scorer
 
@@ -48,7 +48,7 @@ class Hypotheses:
 
 @dataclass
 class Extensions:
-    """The best extensions by one label, K' for each of M utterances: B = M * K'. Those dropped have the score -inf."""
+    """The best extensions by one label, K for each of M utterances: B = M * K. Those dropped have the score -inf."""
 
     rows: Tensor  # (M,) which utterances
     parents: Tensor  # (B,) which hypotheses are extended
@@ -92,10 +92,11 @@ class BeamSearch:
     At each frame a hypothesis goes on by the blank or by one label or, if the model's topology is regular, by up to
     `max_symbols` labels and then the blank: the lattice of the full-sum loss. Merging adds up the probabilities of all
     alignments of the same labels that the beam holds (the prefix search of 1211.3711, section 2.3, frame by frame).
-    Extensions `max_drop` below the best hypothesis are dropped at once. `scorers` are (scorer, weight) pairs;
-    a hypothesis is ranked by its acoustic log-probability plus the weighted sums, which are kept apart. So is that of
-    the model's internal language model, as "internal_lm", if its weight is not 0; a negative one takes it away
-    (Meng et al., "Internal Language Model Estimation for Domain-Adaptive End-to-End Speech Recognition", 2011.01991).
+    Extensions `max_drop` below the best hypothesis are dropped at once; so are those that another symbol has to follow
+    in the same frame, if they are worse than the whole beam already. `scorers` are (scorer, weight) pairs; a hypothesis
+    is ranked by its acoustic log-probability plus the weighted sums, which are kept apart. So is that of the model's
+    internal language model, as "internal_lm", if its weight is not 0; a negative one takes it away (Meng et al.,
+    "Internal Language Model Estimation for Domain-Adaptive End-to-End Speech Recognition", 2011.01991).
     With `keep_lattice` the state holds what `asrkit.search.lattice.lattices` needs.
     """
 
@@ -129,24 +130,29 @@ class BeamSearch:
         return BeamState(ids.new_zeros(n), Hypotheses(scores.flatten(0, 1), ids, memory), History(n, device))
 
     @torch.inference_mode()
-    def advance(self, state: BeamState, encoder_out: Tensor, lens: Tensor) -> None:
-        """Consume encoder_out (N, T, D), of which lens (N,) frames count."""
+    def advance(self, state: BeamState, encoder_out: Tensor, lens: Tensor, numbers: Tensor | None = None) -> None:
+        """Consume encoder_out (N, T, D), of which lens (N,) frames count.
+
+        Where frames have been left out, `numbers` (N, T) tells which ones these are, from the present one on.
+        """
         # The longest first: then the utterances with frames left are always the first ones.
         lens, order = lens.cpu().sort(descending=True, stable=True)
         left = (lens > torch.arange(encoder_out.shape[1])[:, None]).sum(dim=1).tolist()  # utterances in each frame
         order = order.to(encoder_out.device)
         encoder = self.model.joiner.project_encoder(encoder_out)[order]
-        frames, hyps = state.frames[order], self._reordered(state.hyps, order)
+        hyps = self._reordered(state.hyps, order)
+        if numbers is None:
+            numbers = torch.arange(encoder_out.shape[1], device=order.device).expand(len(order), -1)
+        frames = (state.frames[:, None] + numbers)[order]  # (N, T)
         going_on = hyps
         for t, n in enumerate(left):
             if n == 0:
                 break
             if n * self.beam < len(going_on.ids):
                 going_on = _take(hyps, slice(n * self.beam))
-            self._frame(going_on, encoder[:n, t], frames[:n], state.history)
-            frames[:n] += 1
+            self._frame(going_on, encoder[:n, t], frames[:n, t], state.history)
         back = order.argsort()
-        state.frames, state.hyps = frames[back], self._reordered(hyps, back)
+        state.frames, state.hyps = state.frames + lens.to(back.device)[back], self._reordered(hyps, back)
 
     def _reordered(self, hyps: Hypotheses, order: Tensor) -> Hypotheses:
         """Return the hypotheses of the utterances `order` (N,)."""
@@ -155,66 +161,82 @@ class BeamSearch:
 
     def _frame(self, hyps: Hypotheses, encoder: Tensor, frames: Tensor, history: History) -> None:
         """Take hypotheses through one frame, encoder (N, J), whose numbers are `frames` (N,), in place."""
-        topology, log_probs = self.model.config.topology, self._log_probs(encoder, hyps.memory)  # (N, K, V)
+        topology, k = self.model.config.topology, self.beam
         waiting = replace(hyps, scores=hyps.scores.clone())  # those that may have a label in this frame
-        rows = torch.arange(len(encoder), device=encoder.device)  # their utterances
-        hyps.scores[:, :2] += log_probs[..., BLANK].view(-1, 1)
+        places = torch.arange(len(hyps.ids), device=encoder.device)  # theirs among N * K
+        labels = self._labels(encoder, hyps.memory)
+        hyps.scores[:, :2] += labels.blank[:, None]
         for _ in range(self.max_symbols if topology == "regular" else 1):
-            floor = hyps.scores[:, 0].view(-1, self.beam).amax(dim=1)[rows, None] - self.max_drop
-            new = self._extended(waiting, log_probs, floor)
+            floor = hyps.scores[:, 0].view(-1, k).amax(dim=1) - self.max_drop
+            new = self._extended(waiting, places, labels, floor)
             if new is None:
                 return
-            rows = rows[new.rows]
-            now = frames[rows, None].expand(-1, len(new.tokens) // len(rows)).flatten()
-            new.ids[:, 1] = history.append(new.ids[:, 1], new.tokens, now, new.confidences)
+            alive = slice(None) if topology == "modified" else self._hopeful(hyps, new)  # (A,)
+            noted = slice(None) if self.keep_lattice else alive
+            now = frames[new.rows].repeat_interleave(k)
+            new.ids[noted, 1] = history.append(new.ids[noted, 1], new.tokens[noted], now[noted], new.confidences[noted])
             if self.keep_lattice:
                 history.scores.append(new.scores)
             if topology == "modified":
-                places, born = self._merge(hyps, rows, new.scores, new.ids)
+                freed, born = self._merge(hyps, new.rows, new.scores, new.ids)
                 if len(born) == 0:
                     return
                 memory = self._grown(waiting.memory, new.parents[born], new.tokens[born])
             else:  # the blank follows in the same frame
-                waiting = Hypotheses(new.scores, new.ids, self._grown(waiting.memory, new.parents, new.tokens))
-                log_probs = self._log_probs(encoder[rows], waiting.memory)
-                scores = new.scores.clone()
-                scores[:, :2] += log_probs[..., BLANK].view(-1, 1)
-                places, born = self._merge(hyps, rows, scores, new.ids)
-                memory = _take(waiting.memory, born)
-            _put(hyps.memory, places, memory)
+                if len(alive) == 0:
+                    return
+                grown = self._grown(waiting.memory, new.parents[alive], new.tokens[alive])
+                waiting = Hypotheses(new.scores[alive], new.ids[alive], grown)
+                rows = new.rows[alive // k]
+                places = rows * k + alive % k
+                labels = self._labels(encoder[rows], grown)
+                scores = torch.full_like(new.scores, -torch.inf)
+                scores[alive] = waiting.scores
+                scores[alive, :2] += labels.blank[:, None]
+                freed, born = self._merge(hyps, new.rows, scores, new.ids)
+                memory = _take(grown, torch.searchsorted(alive, born))
+            _put(hyps.memory, freed, memory)
 
-    def _log_probs(self, encoder: Tensor, memory: Memory) -> Tensor:
-        """Return the log-probabilities (N, K, V) of K hypotheses each in one frame, encoder (N, J)."""
-        return self.model.joiner.log_probs(encoder[:, None], memory.projected.unflatten(0, (len(encoder), -1)))
+    def _labels(self, encoder: Tensor, memory: Memory) -> Labels:
+        """Return what may come next after B hypotheses, in frames encoder (N, J) of B / N hypotheses each."""
+        joiner = self.model.joiner
+        logits = joiner.combine(encoder[:, None], memory.projected.unflatten(0, (len(encoder), -1))).flatten(0, 1)
+        fused = memory.fused if memory.scores.shape[1] else None
+        return Labels.best(logits, fused, joiner.factored_blank, self.beam)
 
-    def _extended(self, hyps: Hypotheses, log_probs: Tensor, floor: Tensor) -> Extensions | None:
-        """Return the best extensions of `hyps` by one label, or None if all are below `floor` (N, 1)."""
-        n, k, vocab = log_probs.shape
-        fused = hyps.memory.scores.shape[1] > 0
-        scores = log_probs + hyps.memory.fused.view(n, k, vocab) if fused else log_probs
-        total = hyps.scores[:, 0].view(n, k)
-        rows = (scores[..., BLANK + 1 :].amax(dim=-1) + total > floor).any(dim=1).nonzero()[:, 0]
+    def _extended(self, hyps: Hypotheses, places: Tensor, labels: Labels, floor: Tensor) -> Extensions | None:
+        """Return the best extensions by one label, or None if all are below the `floor` (N,) of their utterances.
+
+        Each utterance may have less than K of `hyps`: their `places` are those that they would have among N * K.
+        """
+        n, k, width = len(floor), self.beam, labels.tokens.shape[1]
+        scores = hyps.scores[:, :1] + labels.fused
+        candidates = scores.new_full((n * k, width), -torch.inf).index_copy_(0, places, scores).view(n, -1)
+        rows = (candidates.amax(dim=1) > floor).nonzero()[:, 0]
         if len(rows) == 0:
             return None
-        candidates = (scores[rows] + total[rows, :, None]).flatten(1)  # (M, K * V)
-        candidates[:, BLANK::vocab] = -torch.inf
-        best, index = candidates.topk(min(self.beam, k * vocab), dim=1)  # (M, K')
-        if fused:
-            all_labels = candidates.view(-1, k, vocab).logsumexp(dim=2).gather(1, index // vocab)
-            confidences = (best - all_labels).exp().clamp(max=1).flatten()
-        index = (index + rows[:, None] * (k * vocab)).flatten()
-        parents, tokens = index // vocab, index % vocab
+        best, index = candidates[rows].topk(k, dim=1)  # (M, K)
+        index = (index + rows[:, None] * (k * width)).flatten()
+        at = places.new_zeros(n * k).index_copy_(0, places, torch.arange(len(places), device=places.device))
+        parents, rank = at[index // width], index % width
+        tokens = labels.tokens[parents, rank]
         extended = hyps.scores[parents]
         extended[:, 0] = best.flatten()
-        acoustic = log_probs.flatten()[index]
-        if not fused:  # the same from two numbers
-            confidences = among_labels(acoustic, log_probs[..., BLANK].flatten()[parents])
-        extended[:, 1] += acoustic
-        extended[:, :2].masked_fill_((best <= floor[rows]).view(-1, 1), -torch.inf)
+        extended[:, 1] += labels.acoustic[parents, rank]
+        extended[:, :2].masked_fill_((best <= floor[rows, None]).view(-1, 1), -torch.inf)
         extended[:, 2:] += hyps.memory.scores[parents, :, tokens]
         ids = hyps.ids[parents]
         ids[:, 0].mul_(HASH_MULTIPLIER).add_(tokens)
+        confidences = (labels.fused[parents, rank] - labels.all_fused[parents]).exp().clamp(max=1)
         return Extensions(rows, parents, tokens, extended, ids, confidences)
+
+    def _hopeful(self, hyps: Hypotheses, new: Extensions) -> Tensor:
+        """Return which extensions (A,) can change the hypotheses: those that are good enough, or equal to one."""
+        m, k = len(new.rows), self.beam
+        scores, ids = hyps.scores[:, 0].view(-1, k)[new.rows], hyps.ids[:, 0].view(-1, k)[new.rows]  # (M, K)
+        better = new.scores[:, 0].view(m, -1) > scores.amin(dim=1, keepdim=True)
+        equal = (new.ids[:, 0].view(m, -1, 1) == ids[:, None]).any(dim=2)
+        return ((better | equal).flatten() & (new.scores[:, 0] > -torch.inf)).nonzero()[:, 0]
 
     def _merge(self, hyps: Hypotheses, rows: Tensor, scores: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Merge extensions of the utterances `rows` (M,) with equal hypotheses and keep the best, in place.
@@ -225,7 +247,7 @@ class BeamSearch:
         places = (rows[:, None] * k + torch.arange(k, device=rows.device)).flatten()
         old_scores, old_ids = hyps.scores[places], hyps.ids[places]
         # Hypotheses differ from each other, and so do their extensions: each equals at most one of the others.
-        equal = ids[:, 0].view(m, -1, 1) == old_ids[:, 0].view(m, 1, k)  # (M, K', K)
+        equal = ids[:, 0].view(m, -1, 1) == old_ids[:, 0].view(m, 1, k)  # (M, K, K)
         gain = scores[:, :2].view(m, -1, 1, 2).masked_fill(~equal[..., None], -torch.inf)
         gain, which = gain.max(dim=1)  # (M, K, 2)
         # The emission frames are those of the most probable alignment.
@@ -235,7 +257,7 @@ class BeamSearch:
         old_scores[:, :2] = torch.logaddexp(old_scores[:, :2], gain)
 
         total = scores[:, 0].view(m, -1).masked_fill(equal.any(dim=2), -torch.inf)
-        total = torch.cat([old_scores[:, 0].view(m, k), total], dim=1)  # (M, K + K')
+        total = torch.cat([old_scores[:, 0].view(m, k), total], dim=1)  # (M, 2 * K)
         kept = torch.zeros_like(total, dtype=torch.bool).scatter_(1, total.topk(k, dim=1).indices, True)
         # In each utterance as many places become free as are taken, so the two lists are in step.
         freed, born = (part.flatten().nonzero()[:, 0] for part in (~kept[:, :k], kept[:, k:]))
@@ -265,8 +287,10 @@ class BeamSearch:
         if self.internal_lm_weight:
             scores.append(joiner.internal_lm(projected))
             weights.append(self.internal_lm_weight)
-        vocab = joiner.output.out_features
-        stacked = torch.stack(scores, dim=1) if scores else projected.new_zeros(len(tokens), 0, vocab)
+        if not scores:
+            vocab = joiner.output.out_features
+            return Memory(projected, projected.new_zeros(len(tokens), 0, vocab), projected[:, :0], predictor, scorers)
+        stacked = torch.stack(scores, dim=1)
         stacked[..., BLANK] = 0.0
         return Memory(projected, stacked, stacked.mT @ stacked.new_tensor(weights), predictor, scorers)
 
@@ -318,4 +342,6 @@ class BeamSearch:
         return [sorted((p for p in some if p.score > -math.inf), key=self._rank) for some in nbest]
 
     def _rank(self, path: Path) -> float:
-        return -path.score / max(1, len(path.tokens)) if self.length_norm else -path.score
+        # As in icefall and sherpa-onnx, the labels that stand for the start count.
+        length = len(path.tokens) + self.model.config.predictor.context
+        return -path.score / length if self.length_norm else -path.score

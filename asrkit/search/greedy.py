@@ -47,8 +47,11 @@ class GreedySearch:
         return GreedyState(frames, score, torch.arange(n, device=device), projected, predictor, History(n, device))
 
     @torch.inference_mode()
-    def advance(self, state: GreedyState, encoder_out: Tensor, lens: Tensor) -> None:
-        """Consume encoder_out (N, T, D), of which lens (N,) frames count."""
+    def advance(self, state: GreedyState, encoder_out: Tensor, lens: Tensor, numbers: Tensor | None = None) -> None:
+        """Consume encoder_out (N, T, D), of which lens (N,) frames count.
+
+        Where frames have been left out, `numbers` (N, T) tells which ones these are, from the present one on.
+        """
         model, topology, lens = self.model, self.model.config.topology, lens.to(encoder_out.device)
         encoder = model.joiner.project_encoder(encoder_out)
         most = self.max_symbols if topology == "regular" else 1
@@ -72,7 +75,8 @@ class GreedySearch:
             score, token = log_probs[hit, first[hit], BLANK + 1 :].max(dim=-1)
             state.score[rows[hit]] += score
             confidence = among_labels(score, blank[hit, first[hit]])
-            self._append(state, rows[hit], token + BLANK + 1, frame[hit], confidence)
+            at = frame[hit] if numbers is None else numbers[rows[hit], frame[hit]]
+            self._append(state, rows[hit], token + BLANK + 1, at, confidence)
             if topology == "modified":
                 frame = frame + found
             else:

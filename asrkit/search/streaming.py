@@ -12,16 +12,18 @@ again, so streams may come, pause and go at any time, and what one says does not
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from asrkit.data.features import FRAME_SHIFT, SUBSAMPLING, FbankStream, pad_features
+from asrkit.data.features import FRAME_SHIFT, SUBSAMPLING, FbankStream, heard, pad_features
 from asrkit.errors import InputError
 from asrkit.types import Hypothesis, NBest
 
 if TYPE_CHECKING:
+    from asrkit.search.beam import BeamSearch
+    from asrkit.search.greedy import GreedySearch
     from asrkit.search.recogniser import Recogniser
 
 FRAME_SECONDS = FRAME_SHIFT * SUBSAMPLING
@@ -63,7 +65,8 @@ class Stream:
         self._features = torch.zeros(0, recogniser.features.num_mel_bins)  # not final yet
         self._encoder_state = recogniser.model.encoder.start(1)
         self._search_state = recogniser.search.start(1)
-        self._lookahead_out: Tensor | None = None  # (1, lookahead, D), of the frames that are not final yet
+        # Of the frames that are not final yet: encoder output (1, lookahead, D), and which are heard (1, lookahead).
+        self._lookahead: tuple[Tensor, Tensor] | None = None
         self._segment_start = 0  # encoder frames
 
     def accept(self, samples: Tensor) -> None:
@@ -145,8 +148,14 @@ def decode_streams(streams: Sequence[Stream]) -> list[Stream]:
         raise ValueError("streams of one batch must have the same recogniser, chunk size and lookahead")
     search, device = recogniser.search, recogniser.model.device
     features, feature_lens = pad_features([stream._next_chunk() for stream in streams])
-    features = torch.nn.functional.pad(features, (0, 0, 0, -features.shape[1] % SUBSAMPLING)).to(device)
-    inside = torch.arange(features.shape[1]) < feature_lens[:, None]
+    features = torch.nn.functional.pad(features, (0, 0, 0, -features.shape[1] % SUBSAMPLING))
+    frames = torch.arange(features.shape[1])
+    inside = frames < feature_lens[:, None]
+    # A model may never have heard digital silence, as of a muted microphone, and say anything to it. For this the last
+    # frame goes on behind the end, which is no silence.
+    last_frames = frames.minimum((feature_lens[:, None] - 1).clamp(min=0))
+    inside &= heard(features.gather(1, last_frames[..., None].expand_as(features)))
+    features, inside = features.to(device), inside.to(device)
     last = torch.tensor([stream._is_last() for stream in streams])
     lens = torch.where(last, (feature_lens + SUBSAMPLING - 1) // SUBSAMPLING, size - lookahead)  # (N,) final frames
 
@@ -155,21 +164,40 @@ def decode_streams(streams: Sequence[Stream]) -> list[Stream]:
         encoder_state = [torch.cat(parts) for parts in zip(*(s._encoder_state for s in streams), strict=True)]
         # A stream that ends has no use for its state, whatever its last chunk keeps.
         keep = min(size - lookahead, features.shape[1] // SUBSAMPLING)
-        encoder_out, encoder_state = recogniser.model.encoder.step(features, encoder_state, inside.to(device), keep)
+        encoder_out, encoder_state = recogniser.model.encoder.step(features, encoder_state, inside, keep)
+    frames_heard = inside[:, ::SUBSAMPLING]
     state = search.stack([stream._search_state for stream in streams])
     if features.shape[1]:
-        search.advance(state, encoder_out, lens)
+        _advance(search, state, encoder_out, lens, frames_heard)
     last_labels = search.last_labels(state)
     for i, (stream, part) in enumerate(zip(streams, search.unstack(state), strict=True)):
         frame = int(part.frames)
         stream.finished = bool(last[i])
         stream._search_state = part
         stream._features = stream._features[int(lens[i]) * SUBSAMPLING :].clone()
-        stream._lookahead_out = None if stream.finished else encoder_out[i : i + 1, size - lookahead :].clone()
+        following = (slice(i, i + 1), slice(size - lookahead, None))
+        stream._lookahead = None if stream.finished else (encoder_out[following].clone(), frames_heard[following])
         stream._encoder_state = [x[i : i + 1].clone() for x in encoder_state]
         if stream.finished or stream._at_endpoint(frame, last_labels[i]):
             stream._end_segment(search.hypotheses(part)[0], frame)
     return streams
+
+
+def _advance(
+    search: "BeamSearch | GreedySearch", state: Any, encoder_out: Tensor, lens: Tensor, frames_heard: Tensor
+) -> None:
+    """Let a search consume lens (N,) frames of encoder_out (N, T, D); those not heard (N, T) pass without a label."""
+    lens = lens.to(encoder_out.device)
+    inside = torch.arange(encoder_out.shape[1], device=lens.device) < lens[:, None]
+    counted = inside & frames_heard
+    if torch.equal(counted, inside):
+        search.advance(state, encoder_out, lens)
+        return
+    numbers = (~counted).int().argsort(dim=1, stable=True)  # those that count come first
+    rows = torch.arange(len(lens), device=lens.device)[:, None]
+    frames = state.frames + lens
+    search.advance(state, encoder_out[rows, numbers], counted.sum(dim=1), numbers)
+    state.frames = frames
 
 
 @torch.inference_mode()
@@ -182,12 +210,13 @@ def partial_results(streams: Sequence[Stream]) -> list[NBest]:
         return []
     recogniser = streams[0].recogniser
     state = recogniser.search.stack([stream._search_state for stream in streams])
-    begun = [stream._lookahead_out for stream in streams if stream._lookahead_out is not None]
+    begun = [stream._lookahead for stream in streams if stream._lookahead is not None]
     if begun:
-        nothing = torch.zeros_like(begun[0])
-        out = torch.cat([nothing if s._lookahead_out is None else s._lookahead_out for s in streams])
-        lens = torch.tensor([0 if s._lookahead_out is None else s.lookahead for s in streams])
-        recogniser.search.advance(state, out, lens)
+        nothing = tuple(torch.zeros_like(x) for x in begun[0])
+        parts = [stream._lookahead or nothing for stream in streams]
+        out, frames_heard = (torch.cat(x) for x in zip(*parts, strict=True))
+        lens = torch.tensor([0 if stream._lookahead is None else stream.lookahead for stream in streams])
+        _advance(recogniser.search, state, out, lens, frames_heard)
     return [
         recogniser.nbest(stream.name, min(stream.duration, frames * FRAME_SECONDS), paths, most=1)
         for stream, frames, paths in zip(

@@ -239,6 +239,16 @@ def test_extreme_logits_keep_value_and_gradient(scale):
     torch.testing.assert_close(grad, expected, atol=1e-5, rtol=1e-4)
 
 
+def test_weights_of_the_losses_and_strides_of_the_logits():
+    logits, *case = random_case(4)
+    weights = torch.tensor([0.5, -2.0, 0.0, 3.0])
+    strided = logits.detach().permute(3, 0, 1, 2).contiguous().permute(1, 2, 3, 0).requires_grad_()
+    (expected,) = torch.autograd.grad(transducer_loss(logits, *case, backend="torch") @ weights, logits)
+    for some in (logits, strided):
+        (grad,) = torch.autograd.grad(transducer_loss(some, *case, backend="numba") @ weights, some)
+        torch.testing.assert_close(grad, expected, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("backend", ["numba", "torch"])
 def test_half_logits_keep_their_type_in_the_gradient(dtype, backend):

@@ -9,10 +9,8 @@ from streams import assert_same, streamed
 from tiny_models import DIM, bigram, search_all, tiny_model
 
 from asrkit.errors import InputError
-from asrkit.models.transducer import BLANK
 from asrkit.search.beam import BeamSearch
 from asrkit.search.greedy import GreedySearch
-from asrkit.search.recogniser import Recogniser
 from asrkit.search.streaming import FRAME_SECONDS, Endpoint, decode_streams, joined, partial_results
 
 # Seconds of audio whose features are 4n, 4n + 1, 4n + 2, 4n + 3 frames, one encoder frame, or end inside a frame.
@@ -133,29 +131,26 @@ def talk_and_silence(tones) -> torch.Tensor:
     return torch.cat([tones(1.3, 1), torch.zeros(14400), tones(2.0, 2), torch.zeros(28800), tones(0.9, 3)])
 
 
-@pytest.fixture
-def quiet(recogniser, monkeypatch) -> Recogniser:
-    """A recogniser that says nothing where there is silence."""
-    encoder, joiner = recogniser.model.encoder, recogniser.model.joiner
-    step, towards_blank = encoder.step, 100 * joiner.output.weight[BLANK].sign()
-    with torch.no_grad():
-        nothing = torch.linalg.solve(joiner.project_encoder.weight, towards_blank)  # (D,)
-
-    def quiet_step(features, state, inside, keep):
-        out, state = step(features, state, inside, keep)
-        loud = (features.amax(dim=-1) > -10) & inside  # (N, 4c)
-        silent = ~loud.unflatten(1, (-1, 4)).any(dim=2)  # (N, c)
-        return torch.where(silent[..., None], nothing, out), state
-
-    monkeypatch.setattr(encoder, "step", quiet_step)
-    return recogniser
+@pytest.mark.parametrize("lookahead", [0, 2])
+def test_nothing_is_said_to_digital_silence(recogniser, tones, lookahead):
+    """What follows a silence keeps its time, in partial results too."""
+    stream = recogniser.stream("a", 4, lookahead)
+    partial_times = set()
+    for piece in talk_and_silence(tones).split(1600):
+        stream.accept(piece)
+        while decode_streams([stream]):
+            partial_times |= set(partial_results([stream])[0].hyps[0].token_times)
+    times = stream.finish().hyps[0].token_times
+    for found in (times, partial_times):
+        assert not any(1.34 < time < 2.14 or 4.24 < time < 5.94 for time in found)
+        assert all(any(start < time < end for time in found) for start, end in ((0, 1.3), (2.2, 4.2), (6.0, 6.9)))
 
 
 @pytest.mark.parametrize("pause, segments", [(0.6, 3), (1.2, 2), (3.0, 1)])
 @pytest.mark.parametrize("lookahead", [0, 2])
-def test_segments_end_in_silences(quiet, tones, pause, segments, lookahead):
+def test_segments_end_in_silences(recogniser, tones, pause, segments, lookahead):
     samples = talk_and_silence(tones)
-    stream = quiet.stream("a", 4, lookahead, Endpoint(pause=pause))
+    stream = recogniser.stream("a", 4, lookahead, Endpoint(pause=pause))
     found = []
     for piece in samples.split(1600):
         stream.accept(piece)
@@ -181,8 +176,8 @@ def test_segments_end_in_silences(quiet, tones, pause, segments, lookahead):
     assert whole.hyps[0].score == pytest.approx(sum(segment.hyps[0].score for segment in found))
 
 
-def test_a_segment_too_long_ends_in_a_short_pause(quiet, tones):
-    stream = quiet.stream("a", 4, 0, Endpoint(pause=9.0, longest=1.0, short_pause=0.3))
+def test_a_segment_too_long_ends_in_a_short_pause(recogniser, tones):
+    stream = recogniser.stream("a", 4, 0, Endpoint(pause=9.0, longest=1.0, short_pause=0.3))
     stream.accept(talk_and_silence(tones))
     while decode_streams([stream]):
         pass
@@ -193,14 +188,14 @@ def test_a_segment_too_long_ends_in_a_short_pause(quiet, tones):
         assert 0.3 <= end - segment.hyps[0].token_times[-1] < 0.6
 
 
-def test_joined_segments_of_which_one_has_words(quiet, tones):
+def test_joined_segments_of_which_one_has_words(recogniser, tones):
     """Silence at the end does not cost the N-best list."""
     samples = torch.cat([tones(1.3, 1), torch.zeros(48000)])
-    result = streamed(quiet, samples, 4, 1600, 0, Endpoint(pause=1.0))
-    alone = streamed(quiet, samples, 4, 1600, 0)
+    result = streamed(recogniser, samples, 4, 1600, 0, Endpoint(pause=1.0))
+    alone = streamed(recogniser, samples, 4, 1600, 0)
     assert result.duration == alone.duration == pytest.approx(4.3)
     assert [hyp.tokens for hyp in result.hyps] == [hyp.tokens for hyp in alone.hyps]
-    assert len(result.hyps) == quiet.search.beam if isinstance(quiet.search, BeamSearch) else 1
+    assert len(result.hyps) == recogniser.search.beam if isinstance(recogniser.search, BeamSearch) else 1
 
 
 @pytest.mark.parametrize("topology", ["regular", "modified"])
