@@ -14,12 +14,11 @@ from torch import Tensor
 
 from asrkit.lm.scorer import Scorer
 from asrkit.models.transducer import BLANK, Transducer
+from asrkit.search.extensions import Extensions, extend, merge
 from asrkit.search.history import ACOUSTIC, History, Path
 from asrkit.search.labels import Labels
 
 INTERNAL_LM = "internal_lm"
-# A multiplier of a polynomial hash over 64-bit integers (odd, so it never loses a bit of the prefix).
-HASH_MULTIPLIER = 6364136223846793005
 
 
 @dataclass
@@ -44,18 +43,6 @@ class Hypotheses:
     scores: Tensor  # (B, 2 + S) total, by which they are ranked; acoustic, summed over alignments; each scorer's sum
     ids: Tensor  # (B, 2) hash, equal if and (all but surely) only if the labels are equal; last node in the history
     memory: Memory
-
-
-@dataclass
-class Extensions:
-    """The best extensions by one label, K for each of M utterances: B = M * K. Those dropped have the score -inf."""
-
-    rows: Tensor  # (M,) which utterances
-    parents: Tensor  # (B,) which hypotheses are extended
-    tokens: Tensor  # (B,)
-    scores: Tensor  # (B, 2 + S)
-    ids: Tensor  # (B, 2)
-    confidences: Tensor  # (B,) probability of the token among all labels, the scorers' weights included
 
 
 def _map(function: Callable[..., Any], record: Any, *others: Any) -> Any:
@@ -168,9 +155,11 @@ class BeamSearch:
         hyps.scores[:, :2] += labels.blank[:, None]
         for _ in range(self.max_symbols if topology == "regular" else 1):
             floor = hyps.scores[:, 0].view(-1, k).amax(dim=1) - self.max_drop
-            new = self._extended(waiting, places, labels, floor)
+            new = extend(waiting.scores, waiting.ids, places, labels, floor, k)
             if new is None:
                 return
+            if waiting.memory.scores.shape[1]:
+                new.scores[:, 2:] += waiting.memory.scores[new.parents, :, new.tokens]
             alive = slice(None) if topology == "modified" else self._hopeful(hyps, new)  # (A,)
             noted = slice(None) if self.keep_lattice else alive
             now = frames[new.rows].repeat_interleave(k)
@@ -178,7 +167,7 @@ class BeamSearch:
             if self.keep_lattice:
                 history.scores.append(new.scores)
             if topology == "modified":
-                freed, born = self._merge(hyps, new.rows, new.scores, new.ids)
+                freed, born = merge(hyps.scores, hyps.ids, new.rows, new.scores, new.ids, k)
                 if len(born) == 0:
                     return
                 memory = self._grown(waiting.memory, new.parents[born], new.tokens[born])
@@ -193,7 +182,7 @@ class BeamSearch:
                 scores = torch.full_like(new.scores, -torch.inf)
                 scores[alive] = waiting.scores
                 scores[alive, :2] += labels.blank[:, None]
-                freed, born = self._merge(hyps, new.rows, scores, new.ids)
+                freed, born = merge(hyps.scores, hyps.ids, new.rows, scores, new.ids, k)
                 memory = _take(grown, torch.searchsorted(alive, born))
             _put(hyps.memory, freed, memory)
 
@@ -204,32 +193,6 @@ class BeamSearch:
         fused = memory.fused if memory.scores.shape[1] else None
         return Labels.best(logits, fused, joiner.factored_blank, self.beam)
 
-    def _extended(self, hyps: Hypotheses, places: Tensor, labels: Labels, floor: Tensor) -> Extensions | None:
-        """Return the best extensions by one label, or None if all are below the `floor` (N,) of their utterances.
-
-        Each utterance may have less than K of `hyps`: their `places` are those that they would have among N * K.
-        """
-        n, k, width = len(floor), self.beam, labels.tokens.shape[1]
-        scores = hyps.scores[:, :1] + labels.fused
-        candidates = scores.new_full((n * k, width), -torch.inf).index_copy_(0, places, scores).view(n, -1)
-        rows = (candidates.amax(dim=1) > floor).nonzero()[:, 0]
-        if len(rows) == 0:
-            return None
-        best, index = candidates[rows].topk(k, dim=1)  # (M, K)
-        index = (index + rows[:, None] * (k * width)).flatten()
-        at = places.new_zeros(n * k).index_copy_(0, places, torch.arange(len(places), device=places.device))
-        parents, rank = at[index // width], index % width
-        tokens = labels.tokens[parents, rank]
-        extended = hyps.scores[parents]
-        extended[:, 0] = best.flatten()
-        extended[:, 1] += labels.acoustic[parents, rank]
-        extended[:, :2].masked_fill_((best <= floor[rows, None]).view(-1, 1), -torch.inf)
-        extended[:, 2:] += hyps.memory.scores[parents, :, tokens]
-        ids = hyps.ids[parents]
-        ids[:, 0].mul_(HASH_MULTIPLIER).add_(tokens)
-        confidences = (labels.fused[parents, rank] - labels.all_fused[parents]).exp().clamp(max=1)
-        return Extensions(rows, parents, tokens, extended, ids, confidences)
-
     def _hopeful(self, hyps: Hypotheses, new: Extensions) -> Tensor:
         """Return which extensions (A,) can change the hypotheses: those that are good enough, or equal to one."""
         m, k = len(new.rows), self.beam
@@ -237,36 +200,6 @@ class BeamSearch:
         better = new.scores[:, 0].view(m, -1) > scores.amin(dim=1, keepdim=True)
         equal = (new.ids[:, 0].view(m, -1, 1) == ids[:, None]).any(dim=2)
         return ((better | equal).flatten() & (new.scores[:, 0] > -torch.inf)).nonzero()[:, 0]
-
-    def _merge(self, hyps: Hypotheses, rows: Tensor, scores: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Merge extensions of the utterances `rows` (M,) with equal hypotheses and keep the best, in place.
-
-        The memory of those that are added stays to be done: returns their places in `hyps` and in `scores`, both (B,).
-        """
-        m, k = len(rows), self.beam
-        places = (rows[:, None] * k + torch.arange(k, device=rows.device)).flatten()
-        old_scores, old_ids = hyps.scores[places], hyps.ids[places]
-        # Hypotheses differ from each other, and so do their extensions: each equals at most one of the others.
-        equal = ids[:, 0].view(m, -1, 1) == old_ids[:, 0].view(m, 1, k)  # (M, K, K)
-        gain = scores[:, :2].view(m, -1, 1, 2).masked_fill(~equal[..., None], -torch.inf)
-        gain, which = gain.max(dim=1)  # (M, K, 2)
-        # The emission frames are those of the most probable alignment.
-        nodes = ids[:, 1].view(m, -1).gather(1, which[..., 0]).flatten()
-        gain = gain.view(-1, 2)
-        old_ids[:, 1] = torch.where(gain[:, 0] > old_scores[:, 0], nodes, old_ids[:, 1])
-        old_scores[:, :2] = torch.logaddexp(old_scores[:, :2], gain)
-
-        total = scores[:, 0].view(m, -1).masked_fill(equal.any(dim=2), -torch.inf)
-        total = torch.cat([old_scores[:, 0].view(m, k), total], dim=1)  # (M, 2 * K)
-        kept = torch.zeros_like(total, dtype=torch.bool).scatter_(1, total.topk(k, dim=1).indices, True)
-        # In each utterance as many places become free as are taken, so the two lists are in step.
-        freed, born = (part.flatten().nonzero()[:, 0] for part in (~kept[:, :k], kept[:, k:]))
-        used = total[:, k:].flatten()[born] > -torch.inf
-        freed, born = freed[used], born[used]
-        old_scores[freed], old_ids[freed] = scores[born], ids[born]
-        hyps.scores.index_copy_(0, places, old_scores)
-        hyps.ids.index_copy_(0, places, old_ids)
-        return places[freed], born
 
     def _grown(self, memory: Memory, parents: Tensor, tokens: Tensor) -> Memory:
         """Return the memory of B hypotheses that add `tokens` (B,) to their `parents` (B,), which have `memory`."""
