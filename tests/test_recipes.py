@@ -53,7 +53,8 @@ RECIPES = {
 }
 
 
-OTHERS = ("mini/fusion", "mini/losses", "mini/streaming")  # recipes with a driver of their own, or that drive others
+# recipes with a driver of their own, or that drive others
+OTHERS = ("mini/export", "mini/fusion", "mini/losses", "mini/streaming")
 
 
 @pytest.fixture(params=RECIPES)
@@ -188,6 +189,21 @@ def test_streaming_in_miniature(mini_options, tmp_path):
     scored = {name: json.loads((exp / "test_seen" / name / "score.json").read_text()) for name in ("whole", "8", "8-0")}
     assert [name for name, figures in scored.items() if "latency" in figures] == ["8"]
     assert "8-masked" in scored["8-0"]["references"]
+
+
+def test_export_in_miniature(mini_options, tmp_path):
+    for package in ("onnx", "onnxruntime", "sherpa_onnx", "executorch"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"no {package}; pip install 'asrkit[export,executorch]'")
+    done = run("mini/export", *mini_options, "--asr", str(tmp_path / "asr"), "--test-sets", "test_unseen")
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = (tmp_path / "work" / "RESULTS.md").read_text()
+    for row in read_config(Results, [REPOSITORY / "egs" / "mini" / "export" / "results.yaml"]).rows.values():
+        report = json.loads((tmp_path / "work" / "exp" / row.dir / "export.json").read_text())
+        assert ("--streaming" in report["command"]) == row.dir.endswith("-streaming")
+        checked = [(Path(check["manifest"]).name, check["beam"]) for check in report["check"]]
+        assert checked == [(f"{name}.jsonl.gz", beam) for name in ("dev", "test_unseen") for beam in (1, 4)]
+        assert f"| {row.name} | " in results
 
 
 @pytest.mark.parametrize("name", [*RECIPES, *OTHERS])

@@ -15,14 +15,15 @@ The recipe's `results.yaml` says what is shown:
     pictures: {pictures/curve.png: Learning curve}
 
 `dir` is a folder of the experiments' folder with `score.json` and, if it was decoded by asrkit, `decode.json`;
-`train.json` is taken from it or from the nearest folder above. Of several folders each figure is the mean, and
-`wer_spread` the standard deviation of their WERs. A `value` is arithmetic (+ - * / and parentheses) over
-`row.key`, where the keys are those of `score.json`, and `decode.key` and `train.key` for the other two; a name that is
-no identifier stands in brackets, `seen.by.speaker["spk-1"].wer`. Without `at_most` or `at_least` a claim only shows
-its value, beside the `paper`'s if given.
+`train.json` is taken from it or from the nearest folder above. Or it is an export with `export.json`, and shown in a
+table of its own. Of several folders each figure is the mean, and `wer_spread` the standard deviation of their WERs. A
+`value` is arithmetic (+ - * / and parentheses) over `row.key`, where the keys are those of that file, and `decode.key`
+and `train.key` for the other two; a name that is no identifier stands in brackets, `seen.by.speaker["spk-1"].wer`.
+Without `at_most` or `at_least` a claim only shows its value, beside the `paper`'s if given.
 """
 
 import ast
+import itertools
 import json
 import operator
 import statistics
@@ -37,12 +38,15 @@ LATENCY_NOTE = """Chunk and lookahead in encoder frames; latencies in seconds of
 from the start of the first word to the first partial result, from the end of each correct word until it stands for good
 and until the model emitted its last token, from the end of the last word until the final text stands. The time of
 computing comes on top."""
+EXPORT_NOTE = """Model → export, greedily / with beam search, on one thread: word error rate, utterances that the two
+transcribe differently, real-time factor (processor time over audio time, features and search included). An export is
+blessed if greedily its word error rate is that of the model, within 0.1 points, on every set."""
 OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One decoded set, or the same set decoded by models that differ in their seeds only."""
+    """One decoded set, or the same set decoded by models that differ in their seeds only; or an exported model."""
 
     name: str
     dir: str | list[str]
@@ -77,15 +81,18 @@ class Results:
 def read_measures(rows: dict[str, Row], experiments: Path) -> dict[str, dict[str, Any]]:
     """Return, for each row, its `score.json` with `decode.json` and `train.json` under those keys (empty if absent).
 
+    An export has `export.json` in the place of `score.json`.
+
     Raises:
-        InputError: a row has no `score.json`, or a file is no JSON object; names the file.
+        InputError: a row has neither of them, or a file is no JSON object; names the file.
     """
     return {key: _over_seeds([_measure(folder, experiments) for folder in row.dirs]) for key, row in rows.items()}
 
 
 def _measure(folder: str, experiments: Path) -> dict[str, Any]:
-    """Return the figures of one decoded set."""
-    measure = _read_json(experiments / folder / "score.json") | {"decode": {}, "train": {}}
+    """Return the figures of one decoded set, or of one export."""
+    name = "export.json" if (experiments / folder / "export.json").exists() else "score.json"
+    measure = _read_json(experiments / folder / name) | {"decode": {}, "train": {}}
     if (experiments / folder / "decode.json").exists():
         measure["decode"] = _read_json(experiments / folder / "decode.json")
     for above in (Path(folder), *Path(folder).parents):
@@ -138,7 +145,12 @@ def is_met(claim: Claim, value: float) -> bool:
 def markdown(results: Results, measures: dict[str, dict[str, Any]], git: str, machine: str) -> str:
     """Return RESULTS.md; the same inputs give the same text."""
     parts = [f"# {results.title}", results.text.strip(), "Written by `asrkit results`. Rates are percent of words."]
-    parts += ["## Word error rates", _wer_table(results.rows, measures)]
+    rates = _wer_table(results.rows, measures)
+    if rates:
+        parts += ["## Word error rates", rates]
+    exports = _export_table(results.rows, measures)
+    if exports:
+        parts += ["## Exports", EXPORT_NOTE, exports]
     latencies = _latency_table(results.rows, measures)
     if latencies:
         parts += ["## Latency", LATENCY_NOTE, latencies]
@@ -185,13 +197,38 @@ def _wer_table(rows: dict[str, Row], measures: dict[str, dict[str, Any]]) -> str
     body = []
     for key, row in rows.items():
         score = measures[key]
+        if "wer" not in score:
+            continue
         decimals = 1 if "seeds" in score else 0
         names = ("words", "insertions", "deletions", "substitutions")
         counts = (f"{score[name]:.{decimals}f}" for name in names)
         positions = (_show(score[name]["wer"], 2) for name in ("first_word", "other_words"))
         cells = (row.name, *_wer_cells(score), *counts, *positions)
         body.append((*cells, _real_time_factor(score["decode"]), _parameters(score["train"])))
-    return _table((*head, "real-time factor", "parameters"), body)
+    return _table((*head, "real-time factor", "parameters"), body) if body else ""
+
+
+def _export_table(rows: dict[str, Row], measures: dict[str, dict[str, Any]]) -> str:
+    """Return how exports compare with their models, one line a checked set; empty if none was checked."""
+    body = []
+    for key, row in rows.items():
+        report = measures[key]
+        megabytes = _show(sum(report.get("bytes", {}).values()) / 1e6, 1)
+        verdict = "yes" if report.get("blessed") else "**no**"
+        for manifest, checks in itertools.groupby(report.get("check", ()), key=lambda check: check["manifest"]):
+            cells = zip(*map(_compared, checks), strict=True)
+            body.append((row.name, megabytes, Path(manifest).name.partition(".")[0], *map(" / ".join, cells), verdict))
+    return _table(("export", "MB", "set", "WER", "differ", "real-time factor", "blessed"), body) if body else ""
+
+
+def _compared(check: dict[str, Any]) -> tuple[str, str, str]:
+    """Return the WER and the real-time factor of a model and its export, with the differing hypotheses between."""
+    contestants = [figures for figures in check.values() if isinstance(figures, dict)]  # the model comes first
+    wer, factor = (
+        " → ".join(_show(figures[name], decimals) for figures in contestants)
+        for name, decimals in (("wer", 2), ("real_time_factor", 4))
+    )
+    return wer, str(check["utterances"] - check["same"]), factor
 
 
 def _wer_cells(score: dict[str, Any]) -> tuple[str, str]:

@@ -21,38 +21,17 @@
 #   --prepare-options "…", --train-options "…", --vocab-size N, --processes N   for the training
 set -euo pipefail
 
-stage=1
 stop_stage=5
-asr=.
-recipe=
-work=
-dev=dev
-test_sets="test"
 chunk_sizes="8 16 32"
 beam=4
-prepare_options=
-train_options=
-vocab_size=500
-processes=2
-root=$(cd "$(dirname "$0")/../.." && pwd)
-# shellcheck source=tools/parse_options.sh
-source "$root/tools/parse_options.sh"
-# shellcheck source=tools/setup.sh
-source "$root/tools/setup.sh"
+# shellcheck source=egs/TEMPLATE/trained.sh
+source "$(dirname "$0")/trained.sh"
 
-model=$asr/exp/default
-exp=$work/exp
-read -ra sets <<<"$test_sets"
 read -ra chunks <<<"$chunk_sizes"
 first=${sets[0]}
 
-wanted() { # wanted N DESCRIPTION: whether stage N is asked for
-  (($1 >= stage && $1 <= stop_stage)) || return 1
-  echo "stage $1: $2 ($(date +%H:%M:%S))"
-}
-
 decode() { # decode SET NAME OPTIONS...: on one core, which the real-time factor is for
-  asrkit decode "$asr/data/default/$1.jsonl.gz" --model "$model" --out "$exp/$1/$2" --beam "$beam" --threads 1 "${@:3}"
+  asrkit decode "$data/$1.jsonl.gz" --model "$model" --out "$exp/$1/$2" --beam "$beam" --threads 1 "${@:3}"
 }
 
 stream() { # stream SET NAME CHUNK LOOKAHEAD
@@ -60,13 +39,8 @@ stream() { # stream SET NAME CHUNK LOOKAHEAD
 }
 
 score() { # score SET NAME OPTIONS...
-  asrkit score --refs "$asr/data/default/$1.jsonl.gz" --hyps "$exp/$1/$2/nbest.jsonl" --out "$exp/$1/$2" "${@:3}"
+  asrkit score --refs "$data/$1.jsonl.gz" --hyps "$exp/$1/$2/nbest.jsonl" --out "$exp/$1/$2" "${@:3}"
 }
-
-if wanted 1 "train" && [[ ! -f $model/model.pt ]]; then
-  ./run.sh --stop-stage 3 --work "$asr" --prepare-options "$prepare_options" --train-options "$train_options" \
-    --vocab-size "$vocab_size" --processes "$processes"
-fi
 
 if wanted 2 "choose the lookahead on $dev"; then
   mkdir -p "$exp/$dev"
@@ -89,7 +63,7 @@ if wanted 3 "decode"; then
   done
   for chunk in "${chunks[@]}"; do
     stream "$first" "$chunk-0" "$chunk" 0
-    python3 "$root/egs/TEMPLATE/masked.py" "$model" "$asr/data/default/$first.jsonl.gz" "$chunk" "$beam" \
+    python3 "$root/egs/TEMPLATE/masked.py" "$model" "$data/$first.jsonl.gz" "$chunk" "$beam" \
       "$exp/$first/$chunk-masked/text"
   done
 fi

@@ -6,10 +6,11 @@ import shutil
 import pytest
 import soundfile
 import torch
+from lhotse.utils import fastcopy
 
 from asrkit.cli import export as module
 from asrkit.cli.main import main
-from asrkit.data.manifests import save_cuts
+from asrkit.data.manifests import load_cuts, save_cuts
 from asrkit.data.utterances import read_recording, utterance_cut
 from asrkit.export.check import MODEL
 from asrkit.export.onnx import Chunk
@@ -54,6 +55,14 @@ def manifest(tmp_path_factory, tones, experiment):
     return folder / "test.jsonl.gz"
 
 
+@pytest.fixture
+def other_words(manifest, tmp_path):
+    """The same utterances with words that nobody says."""
+    cuts = [cut.map_supervisions(lambda said: fastcopy(said, text="other words")) for cut in load_cuts(manifest)]
+    save_cuts(cuts, tmp_path / "other.jsonl.gz")
+    return tmp_path / "other.jsonl.gz"
+
+
 def run(model, out, *options) -> int:
     return main(["export", "--model", str(model), "--out", str(out), *map(str, options)])
 
@@ -72,7 +81,7 @@ def test_export_and_check(needs_sherpa_onnx, experiment, manifest, tmp_path, cap
     out = tmp_path / "new" / "onnx"
     assert run(experiment, out, "--check", manifest) == 0
     printed = capsys.readouterr().out
-    assert "beam 1: 3 of 3 hypotheses are the same" in printed
+    assert f"{manifest}, beam 1: 3 of 3 hypotheses are the same" in printed
     assert printed.splitlines()[-1] == f"{out}: 0.1 MB, blessed"
     assert [path.name for path in out.parent.iterdir()] == ["onnx"]
     assert sorted(path.name for path in out.iterdir()) == ONNX_FILES
@@ -85,6 +94,7 @@ def test_export_and_check(needs_sherpa_onnx, experiment, manifest, tmp_path, cap
     assert (greedy["beam"], beam["beam"]) == (1, 4)
     assert (greedy["utterances"], greedy["same"], greedy["moved"]) == (3, 3, 0.0)
     assert greedy[MODEL]["words"] == greedy["sherpa_onnx"]["words"] > 5
+    assert report["moved"] == {"1": 0.0, "4": beam["moved"]} and report["changed"] == {"1": 0, "4": 3 - beam["same"]}
 
 
 def test_export_for_streams(needs_sherpa_onnx, experiment, manifest, tmp_path):
@@ -120,25 +130,33 @@ def test_an_export_that_says_other_things_is_refused(
     assert run(experiment, out, *options) == 1
     captured = capsys.readouterr()
     (line,) = (line for line in captured.err.splitlines() if line.startswith("asrkit"))
-    assert f"{out}: not written: with a beam of " in line
+    assert f"{out}: not written: on {manifest} its WER moves by " in line
     assert "points, more than 0.1; leave layers out with --keep-float, or accept it with --force" in line
     assert list(tmp_path.iterdir()) == []
     rows = [line.split() for line in captured.out.splitlines() if line.endswith(" dB")]
     assert rows == [[f"encoder.layers.{n}.out", f"{40 + n}.0", "dB"] for n in range(5)]
 
     assert run(experiment, out, *options, "--force") == 0
-    assert "not blessed: with a beam of" in capsys.readouterr().out
+    assert "not blessed: on " in capsys.readouterr().out
     report = read_report(out)
     assert not report["blessed"]
     assert report["layers"] == dict(list(losses.items())[:5])
 
 
+def test_every_manifest_is_checked(needs_sherpa_onnx, experiment, manifest, other_words, tmp_path):
+    """The model is right about the first one only."""
+    assert run(experiment, tmp_path / "onnx", "--check", manifest, other_words, "--force") == 0
+    report = read_report(tmp_path / "onnx")
+    checked = [(check["manifest"], check["beam"]) for check in report["check"]]
+    assert checked == [(str(name), beam) for name in (manifest, other_words) for beam in (1, 4)]
+    assert report["check"][0][MODEL]["wer"] < report["check"][2][MODEL]["wer"]
+
+
 @pytest.mark.parametrize("moved, blessed", [(0.1, True), (-0.1, True), (0.104, True), (0.11, False), (-5.0, False)])
 def test_how_far_the_wer_may_move(moved, blessed):
-    checks = [{"beam": 1, "moved": 0.0}, {"beam": 4, "moved": moved}]
-    assert module._problem(checks) == (
-        None if blessed else f"with a beam of 4 its WER moves by {moved:+.2f} points, more than 0.1"
-    )
+    checks = [{"manifest": name, "beam": beam, "moved": 9.0} for name in ("a", "b") for beam in (1, 4)]
+    checks[0]["moved"], checks[2]["moved"] = 0.0, moved  # the greedy ones count
+    assert module._problem(checks) == (None if blessed else f"on b its WER moves by {moved:+.2f} points, more than 0.1")
 
 
 def test_programs_for_executorch(experiment, manifest, tmp_path, monkeypatch):

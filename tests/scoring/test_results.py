@@ -100,6 +100,29 @@ def test_latencies_of_streams_have_their_table(experiments):
     assert f"| streaming | 32 | 8 | **5.50** | {cells}" in text.split("## Latency")[1].splitlines()
 
 
+def test_exports_have_their_table(experiments):
+    def check(name, beam, moved, same):
+        figures = {"wer": 4.0, "real_time_factor": 0.0123}
+        exported = {"wer": 4.0 + moved, "real_time_factor": 0.004}
+        return {"manifest": name, "beam": beam, "utterances": 20, "same": same, "asrkit": figures, "phone": exported}
+
+    checks = [check("a/dev.jsonl.gz", 1, 0.0, 20), check("a/dev.jsonl.gz", 4, 0.05, 19), check("b.jsonl", 1, 0.2, 18)]
+    report = {"command": "export it", "bytes": {"a": 1_200_000, "b": 60_000}, "blessed": False, "check": checks}
+    (experiments / "int8").mkdir()
+    (experiments / "int8" / "export.json").write_text(json.dumps(report))
+    rows = {"int8": Row("8 bits", "int8")}
+    claims = [Claim("bytes", "int8.bytes.a", at_most=2e6)]
+    text = markdown(Results("Title", rows, claims=claims), read_measures(rows, experiments), "git", "machine")
+    assert "## Word error rates" not in text and "export it" in text and "| met |" in text
+    lines = text.split("## Exports")[1].splitlines()
+    times = "0.0123 → 0.0040"
+    assert f"| 8 bits | 1.3 | dev | 4.00 → 4.00 / 4.00 → 4.05 | 0 / 1 | {times} / {times} | **no** |" in lines
+    assert f"| 8 bits | 1.3 | b | 4.00 → 4.20 | 2 | {times} | **no** |" in lines
+    both = ROWS | rows
+    text = markdown(Results("Title", both), read_measures(both, experiments), "git", "machine")
+    assert "## Exports" in text and "8 bits" not in text.split("## Word error rates")[1].split("##")[0]
+
+
 def test_a_row_that_was_not_scored_is_named(experiments):
     with pytest.raises(InputError, match="asr/none/score.json"):
         read_measures({"none": Row("none", "asr/none")}, experiments)
