@@ -31,7 +31,7 @@ FRAME_SECONDS = FRAME_SHIFT * SUBSAMPLING
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a segment of a stream ends; in seconds, of which a label's emission begins a silence.
+    """Where a segment of a stream ends, in seconds. A silence begins with the emission of the last label.
 
     Segments that are too long end in the next short pause, not within a word.
     """
@@ -146,41 +146,44 @@ def decode_streams(streams: Sequence[Stream]) -> list[Stream]:
     recogniser, size, lookahead = streams[0].recogniser, streams[0].chunk_size, streams[0].lookahead
     if any((s.recogniser, s.chunk_size, s.lookahead) != (recogniser, size, lookahead) for s in streams):
         raise ValueError("streams of one batch must have the same recogniser, chunk size and lookahead")
-    search, device = recogniser.search, recogniser.model.device
-    features, feature_lens = pad_features([stream._next_chunk() for stream in streams])
-    features = torch.nn.functional.pad(features, (0, 0, 0, -features.shape[1] % SUBSAMPLING))
-    frames = torch.arange(features.shape[1])
-    inside = frames < feature_lens[:, None]
-    # A model may never have heard digital silence, as of a muted microphone, and say anything to it. For this the last
-    # frame goes on behind the end, which is no silence.
-    last_frames = frames.minimum((feature_lens[:, None] - 1).clamp(min=0))
-    inside &= heard(features.gather(1, last_frames[..., None].expand_as(features)))
-    features, inside = features.to(device), inside.to(device)
-    last = torch.tensor([stream._is_last() for stream in streams])
-    lens = torch.where(last, (feature_lens + SUBSAMPLING - 1) // SUBSAMPLING, size - lookahead)  # (N,) final frames
+    search, final = recogniser.search, size - lookahead
+    features, inside = _next_chunks(streams)
+    chunk_frames = features.shape[1] // SUBSAMPLING
+    lens = torch.tensor([-(-len(s._next_chunk()) // SUBSAMPLING) if s._is_last() else final for s in streams])  # (N,)
 
-    encoder_out, encoder_state = features.new_zeros(len(streams), 0, 0), []
-    if features.shape[1]:
-        encoder_state = [torch.cat(parts) for parts in zip(*(s._encoder_state for s in streams), strict=True)]
-        # A stream that ends has no use for its state, whatever its last chunk keeps.
-        keep = min(size - lookahead, features.shape[1] // SUBSAMPLING)
-        encoder_out, encoder_state = recogniser.model.encoder.step(features, encoder_state, inside, keep)
-    frames_heard = inside[:, ::SUBSAMPLING]
+    encoder_state = [torch.cat(parts) for parts in zip(*(s._encoder_state for s in streams), strict=True)]
     state = search.stack([stream._search_state for stream in streams])
-    if features.shape[1]:
+    encoder_out, frames_heard = features.new_zeros(len(streams), 0, 0), inside[:, ::SUBSAMPLING]
+    if chunk_frames:
+        # A stream that ends has no use for its state, whatever its last chunk keeps.
+        keep = min(final, chunk_frames)
+        encoder_out, encoder_state = recogniser.model.encoder.step(features, encoder_state, inside, keep)
         _advance(search, state, encoder_out, lens, frames_heard)
     last_labels = search.last_labels(state)
     for i, (stream, part) in enumerate(zip(streams, search.unstack(state), strict=True)):
         frame = int(part.frames)
-        stream.finished = bool(last[i])
+        stream.finished = stream._is_last()
         stream._search_state = part
         stream._features = stream._features[int(lens[i]) * SUBSAMPLING :].clone()
-        following = (slice(i, i + 1), slice(size - lookahead, None))
+        following = (slice(i, i + 1), slice(final, None))
         stream._lookahead = None if stream.finished else (encoder_out[following].clone(), frames_heard[following])
         stream._encoder_state = [x[i : i + 1].clone() for x in encoder_state]
         if stream.finished or stream._at_endpoint(frame, last_labels[i]):
             stream._end_segment(search.hypotheses(part)[0], frame)
     return streams
+
+
+def _next_chunks(streams: Sequence[Stream]) -> tuple[Tensor, Tensor]:
+    """Return the features (N, 4c, F) of the next chunk of each stream, and which of them are audio (N, 4c)."""
+    features, feature_lens = pad_features([stream._next_chunk() for stream in streams])
+    features = torch.nn.functional.pad(features, (0, 0, 0, -features.shape[1] % SUBSAMPLING))
+    frames = torch.arange(features.shape[1])
+    # A model may never have heard digital silence, as of a muted microphone, and say anything to it. Behind the end there
+    # is none: there the last frame goes on.
+    last_frames = frames.minimum((feature_lens[:, None] - 1).clamp(min=0))  # (N, 4c)
+    audible = heard(features.gather(1, last_frames[..., None].expand_as(features)))
+    device = streams[0].recogniser.model.device
+    return features.to(device), (audible & (frames < feature_lens[:, None])).to(device)
 
 
 def _advance(
