@@ -178,8 +178,8 @@ def _next_chunks(streams: Sequence[Stream]) -> tuple[Tensor, Tensor]:
     features, feature_lens = pad_features([stream._next_chunk() for stream in streams])
     features = torch.nn.functional.pad(features, (0, 0, 0, -features.shape[1] % SUBSAMPLING))
     frames = torch.arange(features.shape[1])
-    # A model may never have heard digital silence, as of a muted microphone, and say anything to it. Behind the end there
-    # is none: there the last frame goes on.
+    # A model may never have heard digital silence, as of a muted microphone, and say anything to it. Behind the end is
+    # none: there the last frame goes on.
     last_frames = frames.minimum((feature_lens[:, None] - 1).clamp(min=0))  # (N, 4c)
     audible = heard(features.gather(1, last_frames[..., None].expand_as(features)))
     device = streams[0].recogniser.model.device
