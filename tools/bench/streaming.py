@@ -64,7 +64,8 @@ def rows(arguments: argparse.Namespace) -> Iterator[Row]:
         audio = 0.04 * task.frames
         for name in [name for name in others if name != "asrkit"]:
             same = sum(a == b for a, b in zip(texts["asrkit"], texts[name], strict=True))
-            result = f"WER {wer(task, texts['asrkit'])}, theirs {wer(task, texts[name])}; {same} of {len(task.refs)} texts equal"
+            rates = f"WER {wer(task, texts['asrkit'])}, theirs {wer(task, texts[name])}"
+            result = f"{rates}; {same} of {len(task.refs)} texts equal"
             yield Row(work, name, times["asrkit"] / audio, times[name] / audio, "CPU ms / s of audio", result)
             if memory.get(name):
                 yield Row(work, name, memory["asrkit"] / n, memory[name] / n, "MiB / stream", result)
