@@ -150,7 +150,7 @@ class BeamSearch:
         """Take hypotheses through one frame, encoder (N, J), whose numbers are `frames` (N,), in place."""
         topology, k = self.model.config.topology, self.beam
         waiting = replace(hyps, scores=hyps.scores.clone())  # those that may have a label in this frame
-        places = torch.arange(len(hyps.ids), device=encoder.device)  # theirs among N * K
+        places = torch.arange(hyps.ids.shape[0], device=encoder.device)  # theirs among N * K
         labels = self._labels(encoder, hyps.memory)
         hyps.scores[:, :2] += labels.blank[:, None]
         for _ in range(self.max_symbols if topology == "regular" else 1):
@@ -168,11 +168,11 @@ class BeamSearch:
                 history.scores.append(new.scores)
             if topology == "modified":
                 freed, born = merge(hyps.scores, hyps.ids, new.rows, new.scores, new.ids, k)
-                if len(born) == 0:
+                if born.shape[0] == 0:
                     return
                 memory = self._grown(waiting.memory, new.parents[born], new.tokens[born])
             else:  # the blank follows in the same frame
-                if len(alive) == 0:
+                if alive.shape[0] == 0:
                     return
                 grown = self._grown(waiting.memory, new.parents[alive], new.tokens[alive])
                 waiting = Hypotheses(new.scores[alive], new.ids[alive], grown)
@@ -189,7 +189,7 @@ class BeamSearch:
     def _labels(self, encoder: Tensor, memory: Memory) -> Labels:
         """Return what may come next after B hypotheses, in frames encoder (N, J) of B / N hypotheses each."""
         joiner = self.model.joiner
-        logits = joiner.combine(encoder[:, None], memory.projected.unflatten(0, (len(encoder), -1))).flatten(0, 1)
+        logits = joiner.combine(encoder[:, None], memory.projected.unflatten(0, (encoder.shape[0], -1))).flatten(0, 1)
         fused = memory.fused if memory.scores.shape[1] else None
         return Labels.best(logits, fused, joiner.factored_blank, self.beam)
 

@@ -42,7 +42,7 @@ def extend(scores: Tensor, ids: Tensor, places: Tensor, labels: Labels, floor: T
         found = compiled(scores, ids, places, labels, floor, k)
     else:
         found = extend_torch(scores, ids, places, labels, floor, k)
-    return Extensions(*found) if len(found[0]) else None
+    return Extensions(*found) if found[0].shape[0] else None
 
 
 def merge(scores: Tensor, ids: Tensor, rows: Tensor, new_scores: Tensor, new_ids: Tensor, k: int) -> tuple[Tensor, ...]:

@@ -93,8 +93,9 @@ def _merge(scores, ids, rows, new_scores, new_ids, k, freed, born):
 
 def extend(scores: Tensor, ids: Tensor, places: Tensor, labels: Labels, floor: Tensor, k: int) -> tuple[Tensor, ...]:
     """As `asrkit.search.extensions.extend_torch`."""
-    size = len(floor) * k
-    rows, parents, tokens = (torch.empty(n, dtype=torch.int64) for n in (len(floor), size, size))
+    n = floor.shape[0]
+    size = n * k
+    rows, parents, tokens = (torch.empty(length, dtype=torch.int64) for length in (n, size, size))
     results = (
         rows,
         parents,
@@ -112,7 +113,7 @@ def merge(
     scores: Tensor, ids: Tensor, rows: Tensor, new_scores: Tensor, new_ids: Tensor, k: int
 ) -> tuple[Tensor, Tensor]:
     """As `asrkit.search.extensions.merge_torch`."""
-    freed, born = rows.new_empty(len(new_ids)), rows.new_empty(len(new_ids))
+    freed, born = (rows.new_empty(new_ids.shape[0]) for _ in range(2))
     given = (x.numpy() for x in (scores, ids, rows, new_scores, new_ids))
     count = _merge(*given, k, freed.numpy(), born.numpy())
     return freed[:count], born[:count]

@@ -50,8 +50,8 @@ class History:
 
     def append(self, parents: Tensor, tokens: Tensor, frames: Tensor, confidences: Tensor) -> Tensor:
         """Add B nodes, given parents, tokens, frames and confidences (B,), and return their numbers (B,)."""
-        start, self._size = self._size, self._size + len(parents)
-        while self._size > len(self._nodes):
+        start, self._size = self._size, self._size + parents.shape[0]
+        while self._size > self._nodes.shape[0]:
             self._nodes = torch.cat([self._nodes, torch.zeros_like(self._nodes)])
             self._confidences = torch.cat([self._confidences, torch.zeros_like(self._confidences)])
         torch.stack([parents, tokens, frames], dim=1, out=self._nodes[start : self._size])

@@ -60,7 +60,8 @@ class Stream:
         self.segments: list[NBest] = []
         self.closed = self.finished = False
         self._samples = 0
-        self._waiting: list[Tensor] = []  # samples that have no features yet
+        self._waiting: list[Tensor] = []  # samples that have no features yet, and how many they are
+        self._num_waiting = 0
         self._fbank = FbankStream(recogniser.features)
         self._features = torch.zeros(0, recogniser.features.num_mel_bins)  # not final yet
         self._encoder_state = recogniser.model.encoder.start(1)
@@ -73,12 +74,13 @@ class Stream:
         """Take the next samples (S,), float in [-1, 1] at the model's sampling rate."""
         if self.closed:
             raise ValueError(f"stream '{self.name}' is closed")
-        self._samples += len(samples)
+        self._samples += samples.shape[0]
+        self._num_waiting += samples.shape[0]
         self._waiting.append(samples)
         # Features are computed for a chunk at once: those of 0.1 s cost as much as those of a second.
         missing = self.chunk_size * SUBSAMPLING - len(self._features)
         rate = self.recogniser.features.sampling_rate
-        if sum(map(len, self._waiting)) >= missing * FRAME_SHIFT * rate:
+        if self._num_waiting >= missing * FRAME_SHIFT * rate:
             self._take(self._fbank.accept(torch.cat(self._waiting)))
 
     def close(self) -> None:
@@ -108,7 +110,7 @@ class Stream:
         return joined(segments)
 
     def _take(self, features: Tensor) -> None:
-        self._features, self._waiting = torch.cat([self._features, features]), []
+        self._features, self._waiting, self._num_waiting = torch.cat([self._features, features]), [], 0
 
     def _next_chunk(self) -> Tensor:
         return self._features[: self.chunk_size * SUBSAMPLING]
