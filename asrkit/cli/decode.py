@@ -152,7 +152,11 @@ class _Job:
     @property
     def window(self) -> int:
         """Sources that are decoded together."""
-        return 1 if self.chunk_size is not None and self.interactive else WINDOW
+        return 1 if self.shows_partials else WINDOW
+
+    @property
+    def shows_partials(self) -> bool:
+        return self.chunk_size is not None and self.interactive
 
     def results(self, sources: list[str | Cut]) -> Iterator[NBest]:
         """Yield the result of each source that can be read; report the others on standard error."""
@@ -225,7 +229,7 @@ class _Job:
             while moved := decode_streams([feed.stream for feed in feeds]):
                 for stream, partial in zip(moved, partial_results(moved), strict=True):
                     feed = of_stream[stream]
-                    if feed.note(partial) and self.interactive:
+                    if feed.note(partial) and self.shows_partials:
                         print(f"{partial.utterance} {partial.duration:.2f}s: {feed.partials[-1][1]}", file=sys.stderr)
                     yield feed
             feeds = [feed for feed in feeds if not feed.stream.finished]

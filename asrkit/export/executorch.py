@@ -145,7 +145,7 @@ def export_executorch(recogniser: Recogniser, folder: Path, chunk: Chunk) -> dic
     sizes = {"bins": config.num_mel_bins, "joint": config.joiner_dim, "vocab": config.vocab_size, "frames": chunk.size}
     readme = README.format(usage=USAGE, **sizes, **metadata)
     save(folder, programs, found, TOLERANCE, recogniser.tokenizer.symbols, readme)
-    with atomic_write(folder / "model.json") as file:
+    with atomic_write(folder / METADATA) as file:
         json.dump(metadata, file, indent=1)
         file.write("\n")
     return found

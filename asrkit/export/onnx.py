@@ -47,16 +47,18 @@ Any audio rate will do; features are those of {rate} Hz, which sherpa-onnx compu
 ```
 """
 ENCODER = "x (N, T, {bins}) features, x_lens (N,) to encoder_out (N, T / 4, {frame}), encoder_out_lens (N,)"
-USAGE = """\
+LOAD = """\
 import sherpa_onnx
 import soundfile
 
-recognizer = sherpa_onnx.OfflineRecognizer.from_transducer(
+recognizer = sherpa_onnx.{kind}.from_transducer(
     encoder="encoder.onnx", decoder="decoder.onnx", joiner="joiner.onnx", tokens="tokens.txt",
     sample_rate={rate}, feature_dim={bins}, decoding_method="modified_beam_search",
 )
 samples, rate = soundfile.read("a.wav", dtype="float32")
 stream = recognizer.create_stream()
+"""
+USAGE = """\
 stream.accept_waveform(rate, samples)
 recognizer.decode_stream(stream)
 print(stream.result.text)"""
@@ -64,16 +66,6 @@ STREAMING_ENCODER = (
     "x (N, {chunk}, {bins}) features of a chunk, a state to encoder_out (N, {final}, {frame}), the next state"
 )
 STREAMING_USAGE = """\
-import numpy
-import sherpa_onnx
-import soundfile
-
-recognizer = sherpa_onnx.OnlineRecognizer.from_transducer(
-    encoder="encoder.onnx", decoder="decoder.onnx", joiner="joiner.onnx", tokens="tokens.txt",
-    sample_rate={rate}, feature_dim={bins}, decoding_method="modified_beam_search",
-)
-samples, rate = soundfile.read("a.wav", dtype="float32")
-stream = recognizer.create_stream()
 for start in range(0, len(samples), rate // 10):  # as they would come from a microphone
     stream.accept_waveform(rate, samples[start : start + rate // 10])
     while recognizer.is_ready(stream):
@@ -393,16 +385,16 @@ def _readme(recogniser: Recogniser, chunk: Chunk | None) -> str:
         "vocab": config.vocab_size,
         "rate": recogniser.features.sampling_rate,
     }
-    encoder, usage = ENCODER, USAGE
+    encoder, usage, kind = ENCODER, LOAD + USAGE, "OfflineRecognizer"
     if chunk:
-        encoder, usage = STREAMING_ENCODER, STREAMING_USAGE
+        encoder, usage, kind = STREAMING_ENCODER, f"import numpy\n{LOAD}{STREAMING_USAGE}", "OnlineRecognizer"
         sizes |= {
             "frame": config.joiner_dim + 1,
             "chunk": chunk.frames,
             "final": chunk.size - chunk.lookahead,
             "tail": FRAME_SHIFT * (chunk.frames + 1),
         }
-    return README.format(encoder=encoder.format(**sizes), usage=usage.format(**sizes), **sizes)
+    return README.format(encoder=encoder.format(**sizes), usage=usage.format(kind=kind, **sizes), **sizes)
 
 
 def _onnx(

@@ -60,16 +60,21 @@ class Task:
 
 
 def main() -> None:
-    parser = options(__doc__)
+    arguments = decoding_options(__doc__)
+    one_thread()
+    with torch.inference_mode():
+        report("beam_search.py", list(rows(arguments)), arguments)
+
+
+def decoding_options(description: str) -> argparse.Namespace:
+    """Return the options of a benchmark that decodes a manifest."""
+    parser = options(description)
     parser.add_argument("--model", type=Path, help="experiment directory; a small random model by default")
     parser.add_argument("--manifest", type=Path, help="what to decode, with its transcripts")
     parser.add_argument("--onnx", type=Path, help="what asrkit export made of the model")
     parser.add_argument("--beam", type=int, default=4)
-    parser.add_argument("--utterances", type=int, default=max(LINEAR), help="how many of the manifest")
-    arguments = parser.parse_args()
-    one_thread()
-    with torch.inference_mode():
-        report("beam_search.py", list(rows(arguments)), arguments)
+    parser.add_argument("--utterances", type=int, default=200, help="how many of the manifest")
+    return parser.parse_args()
 
 
 def rows(arguments: argparse.Namespace) -> Iterator[Row]:

@@ -232,16 +232,20 @@ def report(name: str, rows: Sequence[Row], arguments: argparse.Namespace, notes:
     lines += table(rows)
     if notes:
         lines += ["", *(f"- {note}" for note in notes)]
+    publish(lines, {**provenance, "rows": [row.record() for row in rows], "notes": list(notes)}, arguments)
+    if any(row.result.startswith(DIFFERS) for row in rows):
+        raise SystemExit(f"{name}: results differ")
+
+
+def publish(lines: Sequence[str], record: dict[str, Any], arguments: argparse.Namespace) -> None:
+    """Print lines, and write them and a record to the files that the options ask for."""
     print(*lines, sep="\n")
     if arguments.markdown:
         with atomic_write(arguments.markdown) as file:
             print(*lines, sep="\n", file=file)
     if arguments.json:
         with atomic_write(arguments.json) as file:
-            record = {**provenance, "rows": [row.record() for row in rows], "notes": list(notes)}
             json.dump(record, file, indent=1)
-    if any(row.result.startswith(DIFFERS) for row in rows):
-        raise SystemExit(f"{name}: results differ")
 
 
 def table(rows: Sequence[Row]) -> list[str]:

@@ -23,12 +23,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from common import publish
 from torch import Tensor
 from websockets.asyncio.client import connect
 
 from asrkit.data.audio import read_cut
 from asrkit.data.manifests import load_cuts
-from asrkit.files import atomic_write
 from asrkit.progress import progress
 from asrkit.scoring.provenance import git_version, machine
 from asrkit.search.recogniser import Recogniser, load
@@ -176,13 +176,7 @@ def report(figures: dict[str, float], arguments: argparse.Namespace) -> None:
     provenance = {"machine": machine(), "git": git_version(Path(__file__).parent)}
     lines = [f"serving.py at {provenance['git']} on {provenance['machine']}", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {value:.4g} |" for name, value in figures.items()]
-    print(*lines, sep="\n")
-    if arguments.markdown:
-        with atomic_write(arguments.markdown) as file:
-            print(*lines, sep="\n", file=file)
-    if arguments.json:
-        with atomic_write(arguments.json) as file:
-            json.dump({**provenance, "figures": figures}, file, indent=1)
+    publish(lines, {**provenance, "figures": figures}, arguments)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,9 @@ together and partial results are read. All on one thread of the CPU, audio to te
 import argparse
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 
-from beam_search import Task, prepared, random_recogniser, wer
-from common import Row, absent, interleaved, load_peers, one_thread, options, peak_memory, report
+from beam_search import Task, decoding_options, prepared, random_recogniser, wer
+from common import Row, absent, interleaved, load_peers, one_thread, peak_memory, report
 from torch import Tensor
 
 from asrkit.export.sherpa import SherpaStreamer
@@ -29,13 +28,7 @@ Texts = list[str]
 
 
 def main() -> None:
-    parser = options(__doc__)
-    parser.add_argument("--model", type=Path, help="experiment directory; a small random model by default")
-    parser.add_argument("--manifest", type=Path, help="what to decode, with its transcripts")
-    parser.add_argument("--onnx", type=Path, help="what asrkit export --streaming made of the model")
-    parser.add_argument("--beam", type=int, default=4)
-    parser.add_argument("--utterances", type=int, default=200, help="how many of the manifest")
-    arguments = parser.parse_args()
+    arguments = decoding_options(__doc__)
     one_thread()
     report("streaming.py", list(rows(arguments)), arguments)
 
