@@ -85,13 +85,18 @@ class Augmenter:
         if config.speed:
             speed = round(rng.uniform(1 - config.speed, 1 + config.speed), 2)  # a round number resamples faster
             samples = resample(samples.numpy(), round(speed * self._rate), self._rate)
+        samples = self.distort(samples, rng)
+        warp = round(rng.uniform(1 - config.warp, 1 + config.warp), 2)  # a round number finds its filters in the cache
+        return mask(self._fbank(samples, warp), config, rng), speed
+
+    def distort(self, samples: Tensor, rng: Random) -> Tensor:
+        """Return samples (S,) as another room, noise and gain would have made them."""
+        config = self._config
         if rng.random() < config.reverberation:
             samples = self._reverberate(samples, rng)
         if rng.random() < config.noise:
             samples = _add_noise(samples, self._noise(len(samples), rng), rng.uniform(*config.snr))
-        samples = samples * 10 ** (rng.uniform(-config.gain, config.gain) / 20)
-        warp = round(rng.uniform(1 - config.warp, 1 + config.warp), 2)  # a round number finds its filters in the cache
-        return mask(self._fbank(samples, warp), config, rng), speed
+        return samples * 10 ** (rng.uniform(-config.gain, config.gain) / 20)
 
     def _reverberate(self, samples: Tensor, rng: Random) -> Tensor:
         """Convolve samples (S,) with a room response (R,) from its direct sound on; loudness and length stay."""

@@ -50,7 +50,7 @@ def prepare(
     options = {"corpus_dir": corpus_dir, "parts": list(parts), "test_speakers": list(test_speakers)}
     if is_prepared(out, "librispeech", options):
         return
-    corpus = next(filter(None, (find_corpus(folder, corpus_dir) for folder in FOLDERS)), None) or _download(out, parts)
+    corpus = next(filter(None, (find_corpus(folder, corpus_dir) for folder in FOLDERS)), None) or download(out, parts)
     present = [part for part in (*LIBRISPEECH, *MINI_LIBRISPEECH) if (corpus / part).is_dir()]
     for part in parts:
         if part not in present:
@@ -126,7 +126,7 @@ def _make_cut(line: Line) -> MonoCut:
     return utterance_cut(read_recording(line.audio), line.utterance, line.text, speaker, words=line.words)
 
 
-def _download(out: Path, parts: list[str]) -> Path:
+def download(out: Path, parts: list[str]) -> Path:
     try:
         return download_librispeech(out / "download", list(parts) or "librispeech")
     except OSError as error:
