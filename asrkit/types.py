@@ -1,5 +1,6 @@
 """Records that pass between rooms. Times are seconds from the start of the recording."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 
@@ -51,3 +52,13 @@ class Segment:
     end: float
     speaker: str
     text: str = ""
+
+
+@dataclass(frozen=True)
+class Tracks:
+    """Where each speaker of one recording is: azimuths (radians, counter-clockwise from the x axis) every `step`
+    seconds from the start of the recording, NaN where nothing is known."""
+
+    recording: str
+    step: float
+    azimuths: Mapping[str, Sequence[float]]

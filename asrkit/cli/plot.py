@@ -1,9 +1,11 @@
-"""`asrkit plot`: pictures of an experiment.
+"""`asrkit plot`: pictures of experiments.
 
 Usage:
     asrkit plot curve --exp exp/asr --out pictures/curve.png
     asrkit plot alignment --cuts data/mini/test.jsonl.gz --hyps exp/asr/test/nbest.jsonl --out pictures/alignment.png
     asrkit plot latency exp/asr/test exp/asr/test_chunk8 exp/asr/test_chunk32 --out pictures/latency.png
+    asrkit plot timeline --refs ref.rttm --hyps hyp.rttm --found_tracks tracks.jsonl --out pictures/timeline.png
+    asrkit plot der exp/vbx/still exp/vbx/walk exp/kalman/still exp/kalman/walk --out pictures/der.png
 """
 
 import json
@@ -89,6 +91,69 @@ def latency(folders: list[Path], *, out: Path) -> None:
     print(out)
 
 
+def timeline(
+    *,
+    refs: Path,
+    hyps: Path,
+    out: Path,
+    recording: str | None = None,
+    tracks: Path | None = None,
+    found_tracks: Path | None = None,
+    observations: Path | None = None,
+) -> None:
+    """Draw who spoke when, in the reference and as found, and where, over one recording.
+
+    Args:
+        refs: references, as of `asrkit der`.
+        hyps: hypotheses, as of `asrkit der`.
+        out: PNG file to write.
+        recording: which one to draw; the first of the references by default.
+        tracks: tracks.jsonl with the true azimuths of the speakers.
+        found_tracks: tracks.jsonl with the azimuths that were found.
+        observations: what was seen of the recording, as `asrkit diarise` keeps it: its azimuths are drawn as dots.
+    """
+    from asrkit.cli.der import read_meetings
+    from asrkit.data.formats import read_tracks
+    from asrkit.diarisation.observations import load_observations
+    from asrkit.scoring.diarisation import merge, score_meeting
+    from asrkit.scoring.pictures import save_picture, speaker_timeline
+
+    truth, guess = read_meetings([refs]), read_meetings([hyps])
+    name = recording or next(iter(truth), None)
+    if name not in truth:
+        raise InputError(f"{refs}: no recording '{name}'" if name else f"{refs}: no segments")
+    segments = merge(truth[name]), merge(guess.get(name, []))
+    matches = score_meeting(name, *segments).matches
+    found, true = (read_tracks(file).get(name) if file else None for file in (found_tracks, tracks))
+    observed = None
+    if observations:
+        seen = load_observations(observations)
+        observed = (seen.starts + seen.ends) / 2, seen.azimuths
+    save_picture(speaker_timeline(*segments, matches, found, true, observed), out)
+    print(out)
+
+
+def der(folders: list[Path], *, out: Path) -> None:
+    """Draw the diarisation error rates of methods, a colour each, under several conditions, with their 95% intervals.
+
+    Args:
+        folders: METHOD/CONDITION, each with score.json of `asrkit der`; drawn in this order.
+        out: PNG file to write.
+    """
+    from asrkit.scoring.pictures import condition_bars, save_picture
+    from asrkit.scoring.results import Row, read_measures
+
+    measures = read_measures({str(folder): Row(folder.name, str(folder)) for folder in folders}, Path())
+    rates: dict[str, dict[str, tuple[float, tuple[float, float] | None]]] = {}
+    for folder in folders:
+        measure = measures[str(folder)]
+        if measure.get("der") is None:
+            raise InputError(f"{folder / 'score.json'}: no diarisation error rate")
+        rates.setdefault(folder.parent.name, {})[folder.name] = (measure["der"], measure["interval"])
+    save_picture(condition_bars(rates), out)
+    print(out)
+
+
 def _find(hyps: Path, utterance: str | None) -> NBest:
     for nbest in read_nbest(hyps):
         if nbest.hyps and utterance in (None, nbest.utterance):
@@ -115,4 +180,4 @@ def _read_log(file: Path) -> list[dict[str, Any]]:
 
 
 def main(argv: list[str]) -> None:
-    run({"curve": curve, "alignment": alignment, "latency": latency}, argv)
+    run({"curve": curve, "alignment": alignment, "latency": latency, "timeline": timeline, "der": der}, argv)

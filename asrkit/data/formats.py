@@ -1,4 +1,5 @@
-"""Hypothesis files: `nbest.jsonl`, Kaldi text, CTM, JSON, SRT from `NBest`; RTTM, STM, SegLST from `Segment`.
+"""Hypothesis files: `nbest.jsonl`, Kaldi text, CTM, JSON, SRT from `NBest`; RTTM, STM, SegLST from `Segment`; UEM and
+`tracks.jsonl` of meetings.
 
 `nbest.jsonl` holds one utterance a line and everything the search knows; the other formats are made from it:
 
@@ -7,9 +8,14 @@
      "words": [{"text": "hello", "start": 0.4, "end": 0.8, "confidence": 0.95}]}]}
 
 Times are seconds from the start of the recording. "text" is there for people and tools: readers take it from "words".
+
+`tracks.jsonl` holds one meeting a line, the azimuths of its speakers in radians, null where they are not known:
+
+    {"recording": "m1", "step": 0.1, "azimuths": {"ann": [0.5, 0.51], "bob": [null, -2.0]}}
 """
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,10 +23,14 @@ from typing import Any
 
 from asrkit.errors import InputError
 from asrkit.files import atomic_write
-from asrkit.types import Hypothesis, NBest, Segment, Word
+from asrkit.types import Hypothesis, NBest, Segment, Tracks, Word
 
 SUBTITLE_SECONDS = 7.0
 SUBTITLE_CHARACTERS = 42
+OTHER_RTTM = {  # NIST's other types of line, which say nothing of who speaks
+    "SEGMENT", "NOSCORE", "NO_RT_METADATA", "LEXEME", "NON-LEX", "NON-SPEECH",
+    "FILLER", "EDIT", "IP", "SU", "CB", "A/P", "SPKR-INFO",
+}  # fmt: skip
 
 
 # One utterance as the text of each format
@@ -164,22 +174,83 @@ def write_lines(lines: Iterable[str], file: Path | str) -> None:
         out.writelines(f"{line}\n" for line in lines if line)
 
 
+def read_rttm(file: Path | str) -> list[Segment]:
+    """Read the SPEAKER lines of NIST RTTM, in the order of the file; they may overlap. Comments start with `;`.
+
+    Raises:
+        InputError: the file cannot be read, or a line is none of RTTM; names the file and the line.
+    """
+    segments = []
+    for number, line in _lines(file):
+        fields = line.split()
+        if fields[0].startswith(";") or fields[0] in OTHER_RTTM:
+            continue
+        try:
+            if fields[0] != "SPEAKER" or not 8 <= len(fields) <= 10:
+                raise ValueError("expected SPEAKER <recording> 1 <start> <duration> <NA> <NA> <speaker> <NA> <NA>")
+            start, duration = _seconds(fields[3]), _seconds(fields[4])
+            segments.append(_segment(fields[1], start, start + duration, fields[7]))
+        except ValueError as error:
+            raise InputError(f"{file}: line {number}: {error}") from error
+    return segments
+
+
+def read_uem(file: Path | str) -> dict[str, list[tuple[float, float]]]:
+    """Read NIST UEM, `<recording> <channel> <start> <end>`: recording -> the stretches (seconds) that are scored.
+
+    Raises:
+        InputError: the file cannot be read, or a line is none of UEM; names the file and the line.
+    """
+    stretches: dict[str, list[tuple[float, float]]] = {}
+    for number, line in _lines(file):
+        fields = line.split()
+        if fields[0].startswith(";"):
+            continue
+        try:
+            recording, _, start, end = fields
+            stretch = _segment(recording, _seconds(start), _seconds(end), "")
+        except ValueError as error:
+            problem = error if len(fields) == 4 else "expected <recording> <channel> <start> <end>"
+            raise InputError(f"{file}: line {number}: {problem}") from error
+        stretches.setdefault(recording, []).append((stretch.start, stretch.end))
+    return stretches
+
+
+def read_seglst(file: Path | str) -> list[Segment]:
+    """Read SegLST, in the order of the file; they may overlap, and need not have words.
+
+    Raises:
+        InputError: the file cannot be read, or is no such list; names the file and the number of the segment.
+    """
+    try:
+        records = json.loads(Path(file).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{file}: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{file}: not JSON: {error}") from error
+    if not isinstance(records, list):
+        raise InputError(f"{file}: expected a list of segments")
+    return [_segment_from(record, f"{file}: segment {number}") for number, record in enumerate(records, start=1)]
+
+
+def rttm_line(segment: Segment) -> str:
+    """Return a line of NIST RTTM, `SPEAKER <recording> 1 <start> <duration> <NA> <NA> <speaker> <NA> <NA>`.
+
+    Names have `_` for spaces.
+    """
+    times = f"{segment.start:.3f} {segment.end - segment.start:.3f}"
+    return f"SPEAKER {_field(segment.recording)} 1 {times} <NA> <NA> {_field(segment.speaker)} <NA> <NA>"
+
+
 def write_rttm(segments: Iterable[Segment], file: Path | str) -> None:
-    """Write NIST RTTM: `SPEAKER <recording> 1 <start> <duration> <NA> <NA> <speaker> <NA> <NA>`."""
-    write_lines(
-        (
-            f"SPEAKER {segment.recording} 1 {segment.start:.3f} {segment.end - segment.start:.3f} "
-            f"<NA> <NA> {segment.speaker} <NA> <NA>"
-            for segment in segments
-        ),
-        file,
-    )
+    """Write NIST RTTM, see `rttm_line`."""
+    write_lines(map(rttm_line, segments), file)
 
 
 def write_stm(segments: Iterable[Segment], file: Path | str) -> None:
-    """Write NIST STM: `<recording> 1 <speaker> <start> <end> <text>`."""
+    """Write NIST STM: `<recording> 1 <speaker> <start> <end> <text>`; names have `_` for spaces."""
     write_lines(
-        (f"{s.recording} 1 {s.speaker} {s.start:.3f} {s.end:.3f} {s.text}".rstrip() for s in segments),
+        (f"{_field(s.recording)} 1 {_field(s.speaker)} {s.start:.3f} {s.end:.3f} {s.text}".rstrip() for s in segments),
         file,
     )
 
@@ -195,7 +266,80 @@ def write_seglst(segments: Iterable[Segment], file: Path | str) -> None:
         out.write("\n")
 
 
+def read_tracks(file: Path | str) -> dict[str, Tracks]:
+    """Return recording -> where its speakers are, of a `tracks.jsonl`.
+
+    Raises:
+        InputError: the file cannot be read, or a line is no such record; names the file and the line.
+    """
+    tracks = {}
+    for number, line in _lines(file):
+        try:
+            record = json.loads(line)
+            azimuths = {
+                str(speaker): [math.nan if azimuth is None else float(azimuth) for azimuth in values]
+                for speaker, values in record["azimuths"].items()
+            }
+            step = float(record["step"])
+            if not 0 < step < math.inf:
+                raise ValueError(f"step must be above 0, not {step}")
+            tracks[record["recording"]] = Tracks(str(record["recording"]), step, azimuths)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            problem = f"no key {error}" if isinstance(error, KeyError) else error
+            raise InputError(f"{file}: line {number}: no tracks: {problem}") from error
+    return tracks
+
+
+def write_tracks(tracks: Iterable[Tracks], file: Path | str) -> None:
+    """Write a complete `tracks.jsonl`, atomically; azimuths to a ten thousandth of a radian."""
+    write_lines(
+        (
+            json.dumps(
+                {
+                    "recording": each.recording,
+                    "step": each.step,
+                    "azimuths": {
+                        speaker: [None if math.isnan(azimuth) else round(float(azimuth), 4) for azimuth in values]
+                        for speaker, values in each.azimuths.items()
+                    },
+                },
+                ensure_ascii=False,
+            )
+            for each in tracks
+        ),
+        file,
+    )
+
+
 # Details
+
+
+def _field(name: str) -> str:
+    """Return a name as one field of a line."""
+    return "_".join(name.split()) or "<NA>"
+
+
+def _seconds(text: str | float) -> float:
+    seconds = float(text)
+    if not math.isfinite(seconds):
+        raise ValueError(f"'{text}' is no time")
+    return seconds
+
+
+def _segment(recording: str, start: float, end: float, speaker: str, text: str = "") -> Segment:
+    if end < start:
+        raise ValueError(f"a stretch that ends {start - end:g} s before it starts")
+    return Segment(recording, start, end, speaker, text)
+
+
+def _segment_from(record: dict[str, Any], place: str) -> Segment:
+    """Return a segment of SegLST; CHiME writes its times as strings."""
+    try:
+        start, end = _seconds(record["start_time"]), _seconds(record["end_time"])
+        return _segment(str(record["session_id"]), start, end, str(record["speaker"]), str(record.get("words") or ""))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        problem = f"no key {error}" if isinstance(error, KeyError) else error
+        raise InputError(f"{place}: {problem}") from error
 
 
 def _best(nbest: NBest) -> Hypothesis:

@@ -1,4 +1,6 @@
-"""Pictures of a recipe: learning curves, an alignment over a spectrogram, weights, latencies. Arrays in, PNG out."""
+"""Pictures of a recipe: learning curves, an alignment over a spectrogram, weights, latencies, who spoke when and where.
+Arrays in, PNG out.
+"""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -9,14 +11,16 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
 from asrkit.files import atomic_write
-from asrkit.types import Hypothesis, Word
+from asrkit.types import Hypothesis, Segment, Tracks, Word
 
 # Okabe and Ito's palette, told apart under every common colour blindness; black is kept for text.
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 LOSS_COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
+HATCHES = ("", "///", "...", "xx")  # tell apart what has the same colour, beyond six
 STYLE = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -26,6 +30,7 @@ STYLE = {
     "legend.frameon": False,
 }
 TOKEN_ROWS = 3  # neighbouring tokens take turns on so many lines, so that their names do not overlap
+TRUE_TRACK = {"color": "black", "linewidth": 1.1, "linestyle": (0, (4, 3))}
 
 
 def learning_curve(records: Sequence[dict[str, Any]]) -> Figure:
@@ -160,6 +165,86 @@ def latency_curves(
     return figure
 
 
+def speaker_timeline(
+    refs: Sequence[Segment],
+    hyps: Sequence[Segment],
+    matches: Mapping[str, str],
+    tracks: Tracks | None = None,
+    true_tracks: Tracks | None = None,
+    observed: tuple[np.ndarray, np.ndarray] | None = None,
+) -> Figure:
+    """Draw when each speaker spoke, in the reference and as found, and where, over time.
+
+    Args:
+        refs: reference segments of one recording.
+        hyps: those that were found.
+        matches: speaker found -> speaker of the reference; they share a row and a colour.
+        tracks: where the speakers were found.
+        true_tracks: where they were.
+        observed: (N,) seconds and (N,) azimuths in radians, single observations.
+    """
+    rows = list(dict.fromkeys(("reference", s.speaker) for s in sorted(refs, key=lambda s: s.start)))
+    found = dict.fromkeys(s.speaker for s in sorted(hyps, key=lambda s: s.start))
+    row_of = {name: ("reference", matches[name]) if name in matches else ("found", name) for name in found}
+    rows += [row for row in row_of.values() if row not in rows]
+    colours = {row: LOSS_COLOURS[number % len(LOSS_COLOURS)] for number, row in enumerate(rows)}
+    labels = {row: [row[1]] if row[0] == "reference" else [] for row in rows}
+    for name, row in row_of.items():
+        labels[row].append(f"found: {name}")
+    with_azimuths = any(what is not None for what in (tracks, true_tracks, observed))
+    heights = (0.45 * len(rows) + 0.4, 2.6)[: 1 + with_azimuths]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(11, sum(heights) + 0.7), layout="constrained")
+        axes = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+        _turns(axes[0], [(("reference", s.speaker), s) for s in refs], colours, above=0.38, alpha=0.45)
+        _turns(axes[0], [(row_of[s.speaker], s) for s in hyps], colours, above=0.0, alpha=1.0)
+        axes[0].set_yticks(range(len(rows)), ["\n".join(labels[row]) for row in rows])
+        axes[0].set_ylim(len(rows) - 0.4, -0.6)
+        axes[0].grid(axis="y", visible=False)
+        axes[0].set_title("light above: reference; full below: found", fontsize=9, loc="left")
+        if with_azimuths:
+            if observed is not None:
+                axes[1].plot(observed[0], np.degrees(observed[1]), ".", color="0.6", markersize=2.5)
+            for name, values in (tracks.azimuths if tracks else {}).items():
+                _azimuths(axes[1], values, tracks.step, color=colours.get(row_of.get(name), "0.4"), linewidth=2)
+            for values in (true_tracks.azimuths if true_tracks else {}).values():
+                _azimuths(axes[1], values, true_tracks.step, **TRUE_TRACK)
+            _azimuth_axis(axes[1], observed, tracks, true_tracks)
+        axes[-1].set_xlabel("time (s)")
+        axes[-1].set_xlim(0, max([s.end for s in [*refs, *hyps]], default=1.0))
+    return figure
+
+
+def condition_bars(rates: Mapping[str, Mapping[str, tuple[float, tuple[float, float] | None]]]) -> Figure:
+    """Draw the diarisation error rate of methods under several conditions, with its 95% intervals.
+
+    Args:
+        rates: method -> condition -> DER and its interval, percent.
+    """
+    conditions = list(dict.fromkeys(condition for each in rates.values() for condition in each))
+    width = 0.84 / len(rates)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(max(6.0, 0.34 * len(rates) * len(conditions) + 1.5), 4), layout="constrained")
+        axes = figure.subplots()
+        for number, (method, each) in enumerate(rates.items()):
+            places = np.array([conditions.index(condition) for condition in each]) + (number + 0.5) * width - 0.42
+            values = np.array([rate for rate, _ in each.values()])
+            bounds = np.array([interval or (rate, rate) for rate, interval in each.values()])
+            hatch, colour = divmod(number, len(LOSS_COLOURS))
+            style = {"facecolor": LOSS_COLOURS[colour], "hatch": HATCHES[hatch % len(HATCHES)], "edgecolor": "white"}
+            axes.bar(places, values, 0.92 * width, label=method, linewidth=0, **style)
+            axes.errorbar(places, values, np.abs(bounds.T - values), fmt="none", ecolor="0.25", elinewidth=1, capsize=2)
+            for place, value, top in zip(places, values, bounds[:, 1], strict=True):
+                axes.annotate(f"{value:.1f}", (place, top), (0, 2), textcoords="offset points", ha="center", fontsize=7)
+        axes.set_xticks(range(len(conditions)), conditions)
+        axes.grid(axis="x", visible=False)
+        axes.margins(x=0.02, y=0.08)
+        axes.set_ylim(bottom=0)
+        axes.set_ylabel("diarisation error rate (%), 95% interval")
+        figure.legend(loc="outside upper left", ncols=4)
+    return figure
+
+
 def save_picture(figure: Figure, file: Path | str) -> None:
     """Write a PNG atomically; the same figure gives the same bytes."""
     image = io.BytesIO()
@@ -172,6 +257,34 @@ def _curve(axes: Axes, records: Sequence[dict[str, Any]], name: str, **style: An
     points = [(record["hours"], record[name]) for record in records if record.get(name) is not None]
     if points:
         axes.plot(*zip(*points, strict=True), **style)
+
+
+def _turns(
+    axes: Axes, turns: Sequence[tuple[Any, Segment]], colours: Mapping[Any, str], above: float, alpha: float
+) -> None:
+    """Draw bars that start `above` the middle of their row; the axis points down."""
+    for number, (row, colour) in enumerate(colours.items()):
+        spans = [(segment.start, segment.end - segment.start) for own, segment in turns if own == row]
+        axes.broken_barh(spans, (number - above, 0.36), color=colour, alpha=alpha, linewidth=0)
+
+
+def _azimuths(axes: Axes, values: Sequence[float], step: float, **style: Any) -> None:
+    """Draw a track in degrees, broken where it goes through the rear."""
+    degrees = np.degrees((np.asarray(values, float) + np.pi) % (2 * np.pi) - np.pi)
+    rear = np.flatnonzero(np.abs(np.diff(degrees)) > 180) + 1
+    axes.plot(np.insert(step * np.arange(len(degrees)), rear, np.nan), np.insert(degrees, rear, np.nan), **style)
+
+
+def _azimuth_axis(axes: Axes, *shown: Any) -> None:
+    """Label the axis, and those of observations, tracks and true tracks that are shown."""
+    axes.set_ylim(-180, 180)
+    axes.set_yticks(range(-180, 181, 90))
+    axes.set_ylabel("azimuth (°)")
+    styles = ({"marker": ".", "color": "0.6", "linestyle": ""}, {"color": "0.4", "linewidth": 2}, TRUE_TRACK)
+    names = ("observed", "found", "true")
+    what = [(name, style) for name, style, each in zip(names, styles, shown, strict=True) if each is not None]
+    handles = [Line2D([], [], label=name, **style) for name, style in what]
+    axes.legend(handles=handles, loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderaxespad=0)
 
 
 def _frequency_axis(axes: Axes, bins: int, band: tuple[float, float]) -> None:

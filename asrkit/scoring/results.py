@@ -15,10 +15,11 @@ The recipe's `results.yaml` says what is shown:
     pictures: {pictures/curve.png: Learning curve}
 
 `dir` is a folder of the experiments' folder with `score.json` and, if it was decoded by asrkit, `decode.json`;
-`train.json` is taken from it or from the nearest folder above. Or it is an export with `export.json`, and shown in a
-table of its own. Of several folders each figure is the mean, and `wer_spread` the standard deviation of their WERs. A
-`value` is arithmetic (+ - * / and parentheses) over `row.key`, where the keys are those of that file, and `decode.key`
-and `train.key` for the other two; a name that is no identifier stands in brackets, `seen.by.speaker["spk-1"].wer`.
+`train.json` is taken from it or from the nearest folder above. A `score.json` of `asrkit der`, with `diarise.json`
+beside it, is shown in a table of its own, and so is an export with `export.json`. Of several folders each figure is the
+mean, and `wer_spread` (`der_spread`) the standard deviation of their WERs (DERs). A `value` is arithmetic (+ - * / and
+parentheses) over `row.key`, where the keys are those of that file, and `decode.key`, `diarise.key` and `train.key` for
+the others; a name that is no identifier stands in brackets, `seen.by.speaker["spk-1"].wer`.
 Without `at_most` or `at_least` a claim only shows its value, beside the `paper`'s if given.
 """
 
@@ -41,6 +42,11 @@ computing comes on top."""
 EXPORT_NOTE = """Model → export, greedily / with beam search, on one thread: word error rate, utterances that the two
 transcribe differently, real-time factor (processor time over audio time, features and search included). An export is
 blessed if greedily its word error rate is that of the model, within 0.1 points, on every set."""
+DIARISATION_NOTE = """Diarisation error rate in percent of the time of speech, all meetings together, with its 95%
+bootstrap interval over meetings, and its three parts; Jaccard error rate; speakers found beyond the true number, the
+mean with the mean of absolute differences; error of the tracks' azimuths while their speakers speak, median with 90th
+percentile. A collar is left out on each side of every boundary of the reference."""
+RUNS = ("decode", "diarise")  # JSON files beside score.json that tell how its hypotheses were made
 OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 
 
@@ -79,7 +85,8 @@ class Results:
 
 
 def read_measures(rows: dict[str, Row], experiments: Path) -> dict[str, dict[str, Any]]:
-    """Return, for each row, its `score.json` with `decode.json` and `train.json` under those keys (empty if absent).
+    """Return, for each row, its `score.json` with `decode.json`, `diarise.json` and `train.json` under those keys
+    (empty if absent).
 
     An export has `export.json` in the place of `score.json`.
 
@@ -92,9 +99,10 @@ def read_measures(rows: dict[str, Row], experiments: Path) -> dict[str, dict[str
 def _measure(folder: str, experiments: Path) -> dict[str, Any]:
     """Return the figures of one decoded set, or of one export."""
     name = "export.json" if (experiments / folder / "export.json").exists() else "score.json"
-    measure = _read_json(experiments / folder / name) | {"decode": {}, "train": {}}
-    if (experiments / folder / "decode.json").exists():
-        measure["decode"] = _read_json(experiments / folder / "decode.json")
+    measure = _read_json(experiments / folder / name) | {"train": {}}
+    for run in RUNS:
+        file = experiments / folder / f"{run}.json"
+        measure[run] = _read_json(file) if file.exists() else {}
     for above in (Path(folder), *Path(folder).parents):
         if (experiments / above / "train.json").exists():
             measure["train"] = _read_json(experiments / above / "train.json") | {"experiment": str(above)}
@@ -103,11 +111,12 @@ def _measure(folder: str, experiments: Path) -> dict[str, Any]:
 
 
 def _over_seeds(measures: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the one measure as it is, or the means of several with the spread of their WERs."""
+    """Return the one measure as it is, or the means of several with the spread of their error rates."""
     if len(measures) == 1:
         return measures[0]
     mean = _mean(measures)
-    mean["wer_spread"] = statistics.stdev(measure["wer"] for measure in measures)
+    rate = "der" if "der" in mean else "wer"
+    mean[f"{rate}_spread"] = statistics.stdev(measure[rate] for measure in measures)
     return mean | {"seeds": measures}
 
 
@@ -144,11 +153,14 @@ def is_met(claim: Claim, value: float) -> bool:
 
 def markdown(results: Results, measures: dict[str, dict[str, Any]], git: str, machine: str) -> str:
     """Return RESULTS.md; the same inputs give the same text."""
-    parts = [f"# {results.title}", results.text.strip(), "Written by `asrkit results`. Rates are percent of words."]
-    rates = _wer_table(results.rows, measures)
+    rates, exports = _wer_table(results.rows, measures), _export_table(results.rows, measures)
+    written = "Written by `asrkit results`." + " Rates are percent of words." * bool(rates or exports)
+    parts = [f"# {results.title}", results.text.strip(), written]
     if rates:
         parts += ["## Word error rates", rates]
-    exports = _export_table(results.rows, measures)
+    diarised = _diarisation_table(results.rows, measures)
+    if diarised:
+        parts += ["## Diarisation", DIARISATION_NOTE, diarised]
     if exports:
         parts += ["## Exports", EXPORT_NOTE, exports]
     latencies = _latency_table(results.rows, measures)
@@ -203,9 +215,27 @@ def _wer_table(rows: dict[str, Row], measures: dict[str, dict[str, Any]]) -> str
         names = ("words", "insertions", "deletions", "substitutions")
         counts = (f"{score[name]:.{decimals}f}" for name in names)
         positions = (_show(score[name]["wer"], 2) for name in ("first_word", "other_words"))
-        cells = (row.name, *_wer_cells(score), *counts, *positions)
+        cells = (row.name, *_rate_cells(score, "wer"), *counts, *positions)
         body.append((*cells, _real_time_factor(score["decode"]), _parameters(score["train"])))
     return _table((*head, "real-time factor", "parameters"), body) if body else ""
+
+
+def _diarisation_table(rows: dict[str, Row], measures: dict[str, dict[str, Any]]) -> str:
+    """Return what `asrkit der` scored; empty if it scored nothing."""
+    body = []
+    for key, row in rows.items():
+        score = measures[key]
+        if "der" not in score:
+            continue
+        parts = (_show(score[name], 2) for name in ("missed", "false_alarm", "confusion", "jer"))
+        speakers = f"{score['speaker_bias']:+.2f} ({score['speaker_error']:.2f})"
+        azimuth = score.get("azimuth", {})
+        degrees = f"{_show(azimuth.get('median'), 1)} ({_show(azimuth.get('p90'), 1)})" if azimuth else NONE
+        cells = (row.name, f"{score['meetings']:.0f}", *_rate_cells(score, "der"), *parts, speakers, degrees)
+        scored = f"collar {score['collar']:g} s, overlap {score['overlap']}"
+        body.append((*cells, _real_time_factor(score["diarise"]), scored))
+    head = ("set", "meetings", "DER", "95% interval", "missed", "false alarm", "confusion", "JER", "speakers too many")
+    return _table((*head, "azimuth error, °", "real-time factor", "scored"), body) if body else ""
 
 
 def _export_table(rows: dict[str, Row], measures: dict[str, dict[str, Any]]) -> str:
@@ -231,14 +261,14 @@ def _compared(check: dict[str, Any]) -> tuple[str, str, str]:
     return wer, str(check["utterances"] - check["same"]), factor
 
 
-def _wer_cells(score: dict[str, Any]) -> tuple[str, str]:
-    """Return the WER and its interval; over seeds the mean with its standard deviation, and the range."""
-    wer = _show(score["wer"], 2)
+def _rate_cells(score: dict[str, Any], rate: str) -> tuple[str, str]:
+    """Return the WER or DER and its interval; over seeds the mean with its standard deviation, and the range."""
+    mean = f"**{_show(score[rate], 2)}**"
     if "seeds" in score:
-        rates = [seed["wer"] for seed in score["seeds"]]
-        return f"**{wer}** ± {score['wer_spread']:.2f}", f"{min(rates):.2f}–{max(rates):.2f} ({len(rates)} seeds)"
-    low, high = score["wer_interval"]
-    return f"**{wer}**", f"{low:.2f}–{high:.2f}"
+        rates = [seed[rate] for seed in score["seeds"]]
+        return f"{mean} ± {score[f'{rate}_spread']:.2f}", f"{min(rates):.2f}–{max(rates):.2f} ({len(rates)} seeds)"
+    interval = score["interval" if rate == "der" else "wer_interval"]
+    return mean, "–".join(f"{bound:.2f}" for bound in interval) if interval else NONE
 
 
 def _latency_table(rows: dict[str, Row], measures: dict[str, dict[str, Any]]) -> str:
@@ -266,14 +296,17 @@ def _comparison_table(rows: dict[str, Row], measures: dict[str, dict[str, Any]])
     body = []
     for key, row in rows.items():
         compared = measures[key].get("baseline")
-        if compared is None or "seeds" in measures[key]:
+        if "difference" not in (compared or {}) or "seeds" in measures[key]:
             continue
         folder = Path(compared["hypotheses"]).parent
         against = next((name for dir, name in names.items() if folder.match(dir)), str(folder))
         low, high = compared["interval"]
         interval, p = f"{low:+.2f} … {high:+.2f}", f"{compared['p_value']:.2g}"
-        body.append((row.name, against, f"{compared['difference']:+.2f}", interval, p))
-    return _table(("set", "against", "difference in points", "95% interval", "p (matched pairs)"), body) if body else ""
+        counts = " / ".join(str(compared[name]) for name in ("wins", "ties", "losses") if name in compared)
+        body.append((row.name, against, f"{compared['difference']:+.2f}", interval, p, counts))
+    head = ("set", "against", "difference in points", "95% interval", "p (matched pairs)", "meetings won / tied / lost")
+    shown = len(head) - (not any(counts for *_, counts in body))
+    return _table(head[:shown], [line[:shown] for line in body]) if body else ""
 
 
 def _claim_table(claims: list[Claim], measures: dict[str, dict[str, Any]]) -> str:
@@ -300,10 +333,12 @@ def _training_table(measures: dict[str, dict[str, Any]]) -> str:
     return _table(head, body) if body else ""
 
 
-def _real_time_factor(decode: dict[str, Any]) -> str:
-    threads = decode.get("threads")
+def _real_time_factor(run: dict[str, Any]) -> str:
+    """Return the seconds of work for a second of audio, of `decode.json` or `diarise.json`."""
+    threads = run.get("threads")
     note = f" ({threads} thread{'s' * (threads != 1)})" if threads else ""
-    return _show(decode.get("real_time_factor"), 3) + note
+    factor = run.get("real_time_factor", run["seconds"] / run["duration"] if run.get("duration") else None)
+    return _show(factor, 3) + note
 
 
 def _parameters(train: dict[str, Any]) -> str:
@@ -313,7 +348,7 @@ def _parameters(train: dict[str, Any]) -> str:
 def _commands(measures: dict[str, dict[str, Any]]) -> str:
     """Return each command once, training before decoding before scoring."""
     rows = _each(measures)
-    commands = [row["train"].get("command") for row in rows] + [row["decode"].get("command") for row in rows]
+    commands = [row[stage].get("command") for stage in ("train", *RUNS) for row in rows]
     commands += [row.get("command") for row in rows]
     return "\n".join(dict.fromkeys(command for command in commands if command))
 

@@ -7,9 +7,10 @@ from lhotse import MonoCut, Recording, SupervisionSegment
 from lhotse.supervision import AlignmentItem
 
 from asrkit.cli.main import main
-from asrkit.data.formats import write_nbest
+from asrkit.data.formats import write_nbest, write_rttm, write_tracks
 from asrkit.data.manifests import save_cuts
-from asrkit.types import Hypothesis, NBest, Word
+from asrkit.diarisation.observations import Observations
+from asrkit.types import Hypothesis, NBest, Segment, Tracks, Word
 
 
 def plot(*arguments):
@@ -71,3 +72,32 @@ def test_latency(tmp_path, capsys):
     assert (tmp_path / "l.png").read_bytes().startswith(b"\x89PNG")
     assert plot("latency", tmp_path / "whole", "--out", tmp_path / "none.png") == 1
     assert "no latency in its score.json" in capsys.readouterr().err
+
+
+def test_timeline(tmp_path, capsys):
+    pytest.importorskip("pyannote.metrics", reason="pyannote.metrics is not installed (extra 'meetings')")
+    write_rttm([Segment("m", 0, 2, "ann"), Segment("n", 0, 1, "bob")], tmp_path / "ref.rttm")
+    write_rttm([Segment("m", 0, 1, "1")], tmp_path / "hyp.rttm")
+    write_tracks([Tracks("m", 0.5, {"1": [0.1, 0.2]})], tmp_path / "tracks.jsonl")
+    cells = np.zeros((2, 1))
+    Observations(cells[:, 0], cells[:, 0] + 1, cells, cells[:, 0], cells[:, 0], cells).save(tmp_path / "seen.npz")
+    files = ("--refs", tmp_path / "ref.rttm", "--hyps", tmp_path / "hyp.rttm", "--out", tmp_path / "t.png")
+    where = ("--found_tracks", tmp_path / "tracks.jsonl", "--observations", tmp_path / "seen.npz")
+    assert plot("timeline", *files, *where) == 0
+    with_azimuths = (tmp_path / "t.png").read_bytes()
+    assert plot("timeline", *files, "--recording", "n") == 0
+    assert with_azimuths.startswith(b"\x89PNG") and with_azimuths != (tmp_path / "t.png").read_bytes()
+    assert plot("timeline", *files, "--recording", "x") == 1
+    assert "no recording 'x'" in capsys.readouterr().err
+
+
+def test_der(tmp_path, capsys):
+    for name in ("kalman/still", "kalman/walk", "vbx/walk"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "score.json").write_text('{"der": 3.5, "interval": [2.5, 4.5]}')
+    folders = (tmp_path / "kalman/still", tmp_path / "kalman/walk", tmp_path / "vbx/walk")
+    assert plot("der", *folders, "--out", tmp_path / "d.png") == 0
+    assert (tmp_path / "d.png").read_bytes().startswith(b"\x89PNG")
+    (tmp_path / "vbx/walk/score.json").write_text('{"wer": 3.5}')
+    assert plot("der", *folders, "--out", tmp_path / "d.png") == 1
+    assert "vbx/walk/score.json: no diarisation error rate" in capsys.readouterr().err

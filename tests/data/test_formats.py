@@ -1,4 +1,5 @@
 import json
+import math
 import os
 
 import pytest
@@ -10,16 +11,21 @@ from asrkit.data.formats import (
     nbest_writer,
     read_nbest,
     read_partials,
+    read_rttm,
+    read_seglst,
     read_text,
+    read_tracks,
+    read_uem,
     srt,
     text_line,
     write_nbest,
     write_rttm,
     write_seglst,
     write_stm,
+    write_tracks,
 )
 from asrkit.errors import InputError
-from asrkit.types import Hypothesis, NBest, Segment, Word
+from asrkit.types import Hypothesis, NBest, Segment, Tracks, Word
 
 WORDS = (Word("guten", 0.1, 0.4), Word("tag", 0.45, 1.0 / 3 + 0.5, 0.875))
 
@@ -141,3 +147,122 @@ def test_broken_partials_are_named(tmp_path, line):
     (tmp_path / "partials.jsonl").write_text(f"\n{line}\n")
     with pytest.raises(InputError, match="partials.jsonl: line 2: no partial results"):
         read_partials(tmp_path / "partials.jsonl")
+
+
+MEETING = [
+    Segment("m_1", 12.0, 14.5, "ann"),
+    Segment("m_1", 0.25, 2.0, "größer"),
+    Segment("m_1", 1.0, 1.0, "ann"),
+    Segment("other", 0.0, 9999.875, "1"),
+]
+
+
+def test_segments_come_back_equal_unsorted_and_overlapping(tmp_path):
+    write_rttm(MEETING, tmp_path / "m.rttm")
+    assert read_rttm(tmp_path / "m.rttm") == MEETING
+    with_words = [*MEETING, Segment("m_1", 3.0, 4.0, "ann", "guten tag")]
+    write_seglst(with_words, tmp_path / "m.json")
+    assert read_seglst(tmp_path / "m.json") == with_words
+
+
+def test_names_with_spaces_stay_one_field(tmp_path):
+    write_rttm([Segment("my meeting", 0.0, 1.0, "ann smith"), Segment("n", 0.0, 1.0, "")], tmp_path / "m.rttm")
+    assert read_rttm(tmp_path / "m.rttm") == [Segment("my_meeting", 0, 1, "ann_smith"), Segment("n", 0, 1, "<NA>")]
+    write_stm([Segment("my meeting", 0.0, 1.0, "ann smith", "two words")], tmp_path / "m.stm")
+    assert (tmp_path / "m.stm").read_text() == "my_meeting 1 ann_smith 0.000 1.000 two words\n"
+
+
+def test_rttm_as_others_write_it(tmp_path):
+    (tmp_path / "m.rttm").write_text(
+        ";; a comment\n"
+        "SPKR-INFO m 1 <NA> <NA> <NA> unknown ann <NA> <NA>\n"
+        "\n"
+        "SPEAKER\tm  0 1.5 .5 <NA> <NA> ann <NA>\r\n"
+        "NON-SPEECH m 1 2.0 0.3 <NA> noise <NA> <NA> <NA>\n"
+    )
+    assert read_rttm(tmp_path / "m.rttm") == [Segment("m", 1.5, 2.0, "ann")]
+    (tmp_path / "empty.rttm").write_text("")
+    assert read_rttm(tmp_path / "empty.rttm") == []
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("SPEAKER m 1 0.0 -0.5 <NA> <NA> ann <NA> <NA>", "ends 0.5 s before it starts"),
+        ("SPEAKER m 1 soon 0.5 <NA> <NA> ann <NA> <NA>", "soon"),
+        ("SPEAKER m 1 nan 0.5 <NA> <NA> ann <NA> <NA>", "'nan' is no time"),
+        ("SPEAKER m 1 0 inf <NA> <NA> ann <NA> <NA>", "'inf' is no time"),
+        ("SPEAKER m 1 0.0 0.5 <NA>", "expected SPEAKER"),
+        ("SPEAKER m 1 0.0 0.5 <NA> <NA> ann smith <NA> <NA>", "expected SPEAKER"),
+        ("utt-1 hello", "expected SPEAKER"),
+    ],
+)
+def test_broken_rttm_names_file_and_line(tmp_path, line, problem):
+    (tmp_path / "m.rttm").write_text(f"SPEAKER m 1 0 1 <NA> <NA> a <NA> <NA>\n\n{line}\n")
+    with pytest.raises(InputError, match=f"m.rttm: line 3: .*{problem}"):
+        read_rttm(tmp_path / "m.rttm")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("{half", "not JSON"),
+        ("{}", "expected a list"),
+        ("[3]", "segment 1: "),
+        ('[{"session_id": "m", "start_time": 0, "end_time": 1}]', "segment 1: no key 'speaker'"),
+        ('[{"session_id": "m", "speaker": "a", "start_time": 2, "end_time": 1}]', "segment 1: .*ends 1 s before"),
+        ('[{"session_id": "m", "speaker": "a", "start_time": null, "end_time": 1}]', "segment 1: "),
+        ('[{"session_id": "m", "speaker": "a", "start_time": NaN, "end_time": 1}]', "segment 1: .*no time"),
+    ],
+)
+def test_broken_seglst_names_file_and_segment(tmp_path, text, problem):
+    (tmp_path / "m.json").write_text(text)
+    with pytest.raises(InputError, match=f"m.json: {problem}"):
+        read_seglst(tmp_path / "m.json")
+
+
+def test_seglst_as_chime_writes_it(tmp_path):
+    record = {"session_id": "S02", "speaker": "P05", "start_time": "10.5", "end_time": "11.25", "words": "so"}
+    (tmp_path / "m.json").write_text(json.dumps([record]))
+    assert read_seglst(tmp_path / "m.json") == [Segment("S02", 10.5, 11.25, "P05", "so")]
+    with pytest.raises(InputError, match="none.json: No such file"):
+        read_seglst(tmp_path / "none.json")
+
+
+def test_uem(tmp_path):
+    (tmp_path / "a.uem").write_text(";; scored\nm 1 0.0 10.5\nn NA 3 4\nm 1 20 30\n")
+    assert read_uem(tmp_path / "a.uem") == {"m": [(0.0, 10.5), (20.0, 30.0)], "n": [(3.0, 4.0)]}
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"), [("m 1 5", "expected"), ("m 1 5 4", "ends 1 s before"), ("m 1 0 end", "end")]
+)
+def test_broken_uem_names_file_and_line(tmp_path, line, problem):
+    (tmp_path / "a.uem").write_text(f"m 1 0 1\n{line}\n")
+    with pytest.raises(InputError, match=f"a.uem: line 2: .*{problem}"):
+        read_uem(tmp_path / "a.uem")
+
+
+def test_tracks(tmp_path):
+    tracks = Tracks("m", 0.1, {"ann": [0.5, -3.1415], "bob": [math.nan, 2.0]})
+    write_tracks([tracks, Tracks("n", 0.5, {})], tmp_path / "t.jsonl")
+    read = read_tracks(tmp_path / "t.jsonl")
+    assert list(read) == ["m", "n"] and read["n"] == Tracks("n", 0.5, {})
+    assert read["m"].azimuths["ann"] == [0.5, -3.1415]
+    assert math.isnan(read["m"].azimuths["bob"][0]) and read["m"].azimuths["bob"][1] == 2.0
+    assert "NaN" not in (tmp_path / "t.jsonl").read_text()  # which is no JSON
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("{half", "Expecting|Expected"),
+        ('{"recording": "m", "step": 0.1}', "no key 'azimuths'"),
+        ('{"recording": "m", "step": 0, "azimuths": {}}', "step must be above 0"),
+        ('{"recording": "m", "step": 0.1, "azimuths": {"a": ["north"]}}', "north"),
+    ],
+)
+def test_broken_tracks_are_named(tmp_path, line, problem):
+    (tmp_path / "t.jsonl").write_text(f"\n{line}\n")
+    with pytest.raises(InputError, match=f"t.jsonl: line 2: no tracks: .*{problem}"):
+        read_tracks(tmp_path / "t.jsonl")

@@ -1,8 +1,16 @@
 import numpy as np
 import pytest
 
-from asrkit.scoring.pictures import alignment, latency_curves, learning_curve, save_picture, weight_curves
-from asrkit.types import Hypothesis, Word
+from asrkit.scoring.pictures import (
+    alignment,
+    condition_bars,
+    latency_curves,
+    learning_curve,
+    save_picture,
+    speaker_timeline,
+    weight_curves,
+)
+from asrkit.types import Hypothesis, Segment, Tracks, Word
 
 RECORDS = [
     {"step": step, "hours": step / 10, "split": split, "loss": 2 / step, "ctc": 3 / step, "lr": 1e-3, **extra}
@@ -55,3 +63,57 @@ def test_latency_curves_draw_a_line_a_set():
     assert [text.get_text() for text in axes.texts] == ["0.32 s", "1.28 s", "0.32 s"]
     bars = [segment.tolist() for segment in axes.collections[0].get_segments()]
     assert bars == [[[0.2, 5.0], [0.4, 5.0]], [[0.7, 3.0], [1.2, 3.0]]]
+
+
+REFS = [Segment("m", 4, 6, "bob"), Segment("m", 0, 3, "ann")]
+HYPS = [Segment("m", 0, 3.5, "1"), Segment("m", 4, 5, "2"), Segment("m", 5, 6, "ann")]
+
+
+def bars(axes):
+    """The (left, right, colour) of all bars, from the top."""
+    found = [
+        (box.y0, box.x0, box.x1, tuple(collection.get_facecolor()[0][:3]))
+        for collection in axes.collections
+        for box in (path.get_extents() for path in collection.get_paths())
+    ]
+    return [bar[1:] for bar in sorted(found)]
+
+
+def test_speaker_timeline_has_a_row_a_speaker_and_one_for_who_is_not_there():
+    (axes,) = speaker_timeline(REFS, HYPS, {"1": "ann", "2": "bob"}).axes
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert labels == ["ann\nfound: 1", "bob\nfound: 2", "found: ann"]
+    spans = bars(axes)
+    assert [span[:2] for span in spans] == [(0, 3), (0, 3.5), (4, 6), (4, 5), (5, 6)]
+    colours = [span[2] for span in spans]
+    assert colours[0] == colours[1] != colours[2] == colours[3] != colours[4]
+
+
+def test_speaker_timeline_breaks_tracks_at_the_rear():
+    found = Tracks("m", 1.0, {"1": [3.0, 3.1, -3.1, np.nan], "9": [0.0, 0.1]})
+    true = Tracks("m", 1.0, {"ann": [3.0, 3.1, 3.2]})
+    observed = np.array([0.5, 1.5]), np.array([3.0, -np.pi / 2])
+    _, axes = speaker_timeline(REFS, HYPS, {"1": "ann"}, found, true, observed).axes
+    dots, first, other, dashed = axes.lines
+    assert dots.get_ydata() == pytest.approx(np.degrees([3.0, -np.pi / 2]))
+    expected = np.degrees([3.0, 3.1, np.nan, -3.1, np.nan])
+    assert first.get_ydata() == pytest.approx(expected, nan_ok=True)
+    assert dashed.get_ydata() == pytest.approx(np.degrees([3.0, 3.1, np.nan, 3.2 - 2 * np.pi]), nan_ok=True)
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["observed", "found", "true"]
+
+
+def test_condition_bars_stand_in_groups():
+    rates = {"a": {"still": (2.0, (1.0, 4.0)), "walk": (3.0, None)}, "b": {"walk": (5.0, (4.0, 6.0))}}
+    figure = condition_bars(rates)
+    (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["still", "walk"]
+    assert [(round(bar.get_x() + bar.get_width() / 2), bar.get_height()) for bar in axes.patches] == [
+        (0, 2),
+        (1, 3),
+        (1, 5),
+    ]
+    whiskers = [segment for bars in axes.collections for segment in bars.get_segments()]
+    assert [tuple(segment[:, 1]) for segment in whiskers] == [(1, 4), (3, 3), (4, 6)]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b"]
+    many = condition_bars({f"method {n}": {"still": (2.0, None)} for n in range(8)}).axes[0].patches
+    assert len({(bar.get_facecolor(), bar.get_hatch()) for bar in many}) == 8

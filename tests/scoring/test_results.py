@@ -123,6 +123,47 @@ def test_exports_have_their_table(experiments):
     assert "## Exports" in text and "8 bits" not in text.split("## Word error rates")[1].split("##")[0]
 
 
+@pytest.fixture
+def meetings(tmp_path):
+    """Two sets scored by `asrkit der`, the second against the first, without azimuths and without its run."""
+    parts = {"missed": 0.5, "false_alarm": 0.25, "confusion": 1.5, "jer": 4.0, "meetings": 20, "command": "der it"}
+    parts |= {"speaker_error": 0.5, "speaker_bias": -0.25, "collar": 0.0, "overlap": "scored"}
+    against = {"hypotheses": "exp/still/hyp.rttm", "difference": 1.25, "interval": [0.5, 2.0], "p_value": 0.003}
+    scores = {
+        "still": parts | {"der": 2.25, "interval": [1.5, 3.0], "azimuth": {"median": 1.04, "p90": 5.0}},
+        "walk": parts | {"der": 3.5, "interval": None, "baseline": against | {"wins": 3, "ties": 2, "losses": 15}},
+    }
+    for name, figures in scores.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "score.json").write_text(json.dumps(figures))
+    run = {"command": "diarise still", "duration": 6000.0, "seconds": 120.0, "config": {}}
+    (tmp_path / "still" / "diarise.json").write_text(json.dumps(run))
+    return tmp_path
+
+
+def test_diarisation_has_its_table(meetings):
+    rows = {"still": Row("sitting still", "still"), "walk": Row("walking", "walk")}
+    claims = [Claim("still", "still.der", at_most=2.5), Claim("real-time", "still.diarise.seconds", at_most=60)]
+    text = markdown(Results("Title", rows, claims=claims), read_measures(rows, meetings), "git", "machine")
+    lines = text.splitlines()
+    assert "## Word error rates" not in text and "percent of words" not in text
+    parts = "0.50 | 0.25 | 1.50 | 4.00 | -0.25 (0.50)"
+    scored = "collar 0 s, overlap scored"
+    assert f"| sitting still | 20 | **2.25** | 1.50–3.00 | {parts} | 1.0 (5.0) | 0.020 | {scored} |" in lines
+    assert f"| walking | 20 | **3.50** | – | {parts} | – | – | {scored} |" in lines
+    assert "| walking | sitting still | +1.25 | +0.50 … +2.00 | 0.003 | 3 / 2 / 15 |" in lines
+    assert "| still | – | at most 2.5 | 2.25 | met |" in lines and "| **not met** |" in text
+    assert "diarise still\nder it" in text
+
+
+def test_seeds_of_diarisation(meetings):
+    rows = {"both": Row("two seeds", ["still", "walk"])}
+    measures = read_measures(rows, meetings)
+    assert measures["both"]["der_spread"] == pytest.approx(1.25 / 2**0.5)
+    line = "| two seeds | 20 | **2.88** ± 0.88 | 2.25–3.50 (2 seeds) |"
+    assert line in markdown(Results("T", rows), measures, "git", "machine")
+
+
 def test_a_row_that_was_not_scored_is_named(experiments):
     with pytest.raises(InputError, match="asr/none/score.json"):
         read_measures({"none": Row("none", "asr/none")}, experiments)
