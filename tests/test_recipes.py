@@ -54,7 +54,7 @@ RECIPES = {
 
 
 # recipes with a driver of their own, or that drive others
-OTHERS = ("mini/export", "mini/fusion", "mini/losses", "mini/streaming")
+OTHERS = ("mini/export", "mini/fusion", "mini/losses", "mini/streaming", "librispeech/speaker")
 
 
 @pytest.fixture(params=RECIPES)
@@ -204,6 +204,30 @@ def test_export_in_miniature(mini_options, tmp_path):
         checked = [(Path(check["manifest"]).name, check["beam"]) for check in report["check"]]
         assert checked == [(f"{name}.jsonl.gz", beam) for name in ("dev", "test_unseen") for beam in (1, 4)]
         assert f"| {row.name} | " in results
+
+
+def test_speaker_in_miniature(corpora, tmp_path):
+    folders = {"train": "librispeech_train_clean_100_251spk", "held-out": "librispeech_dev_clean_20spk"}
+    for part, folder in folders.items():
+        if not (corpora / folder).is_dir():
+            pytest.skip(f"no {corpora / folder}")
+        speakers: dict[str, list[Path]] = {}
+        for file in sorted(corpora.joinpath(folder).rglob("*-*-*.*")):
+            speakers.setdefault(file.name.partition("-")[0], []).append(file)
+        for file in (file for files in list(speakers.values())[:4] for file in files[:2]):
+            (tmp_path / part).mkdir(exist_ok=True)
+            (tmp_path / part / file.name).symlink_to(file)
+    done = run(
+        "librispeech/speaker",
+        *("--work", str(tmp_path / "work"), "--stop-stage", "5", "--window-options", "--windows.number 2"),
+        *("--prepare-options", f"--train-dir {tmp_path / 'train'} --held-out-dir {tmp_path / 'held-out'}"),
+        *("--train-options", "--training.steps 3 --batching.size 8 --batching.workers 0 --model.channels 8"),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    exp = tmp_path / "work" / "exp" / "default"
+    for name in ("test", "test_clean"):
+        figures = json.loads((exp / name / "score.json").read_text())
+        assert figures["speakers"] == 2 and figures.keys() >= {"cosine", "plda"}
 
 
 @pytest.mark.parametrize("name", [*RECIPES, *OTHERS])

@@ -1,4 +1,4 @@
-"""`asrkit data`: prepare, validate, describe, compare and convert corpora.
+"""`asrkit data`: prepare, validate, describe, compare and convert corpora, and simulate meetings.
 
 Usage:
     asrkit data prepare fsdd data/fsdd --hours 5
@@ -6,6 +6,7 @@ Usage:
     asrkit data validate data/fsdd/train.jsonl.gz data/fsdd/test.jsonl.gz
     asrkit data describe data/fsdd/test.jsonl.gz --lang data/lang
     asrkit data overlap data/fsdd/test.jsonl.gz --against data/fsdd/train.jsonl.gz lm.txt
+    asrkit data simulate data/walking --speech data/fsdd/train.jsonl.gz --meetings 4 --simulation.motion walk
 """
 
 import sys
@@ -14,7 +15,8 @@ from functools import partial
 from pathlib import Path
 
 from asrkit.cli.main import run
-from asrkit.data.corpora import folder, fsdd, kaldi, librispeech, mini
+from asrkit.cli.simulation import simulate_set
+from asrkit.data.corpora import folder, fsdd, kaldi, librispeech, librispeech_speakers, mini
 from asrkit.data.manifests import load_cuts, read_texts
 from asrkit.errors import InputError
 from asrkit.progress import progress
@@ -149,6 +151,7 @@ CORPORA = {
     "mini": mini.prepare,
     "fsdd": fsdd.prepare,
     "librispeech": librispeech.prepare,
+    "librispeech_speakers": librispeech_speakers.prepare,
     "kaldi": prepare_kaldi,
     "folder": prepare_folder,
 }
@@ -160,6 +163,7 @@ def main(argv: list[str]) -> None:
         "describe": describe,
         "overlap": overlap,
         "export-kaldi": export_kaldi,
+        "simulate": simulate_set,
         "prepare": {"_help": "make the manifests of a corpus", **CORPORA},
     }
     run(commands, argv)

@@ -31,11 +31,12 @@ from asrkit.errors import InputError
 from asrkit.export.check import MODEL, MOST_MOVED, Transcribe, Utterance, compare, transcriber
 from asrkit.export.executorch import PROGRAMS, export_executorch, stand_in
 from asrkit.export.executorch import differences as executorch_differences
-from asrkit.export.onnx import FILES, Chunk, export_onnx, needed
+from asrkit.export.onnx import FILES, Chunk, export_onnx
 from asrkit.export.onnx import differences as onnx_differences
 from asrkit.export.quantise import layer_losses, quantise_files
 from asrkit.export.sherpa import sherpa
 from asrkit.files import atomic_write
+from asrkit.optional import needed
 from asrkit.progress import progress
 from asrkit.scoring.provenance import machine
 from asrkit.search.recogniser import Recogniser, load
@@ -90,7 +91,7 @@ def export(
         print("warning: topology 'regular': sherpa-onnx emits at most one label a frame", file=sys.stderr)
     refs = {manifest: read_references(manifest, [])[0] for manifest in check}  # their faults show before the long work
     if check and format != "executorch":
-        needed("sherpa_onnx")
+        needed("sherpa_onnx", "export")
     exporter = (_Executorch if format == "executorch" else _Onnx)(recogniser, chunk)
     report: dict[str, Any] = {"command": command_line(), "machine": machine(), "format": format, "blessed": False}
     with _aside(out) as folder:

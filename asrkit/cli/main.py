@@ -21,10 +21,13 @@ COMMANDS = {
     "lang": "make the tokens and the lexicon of a language",
     "train": "train a model",
     "lm": "train and measure language models",
+    "speaker": "train and measure speaker embeddings",
     "decode": "transcribe audio",
     "serve": "transcribe live, for web pages and programs",
+    "diarise": "find out who speaks when and where in a meeting",
     "tune": "find the weights of language models that decode best",
     "score": "word error rate of hypotheses, with its interval and alignments",
+    "der": "diarisation error rate of who spoke when and where",
     "results": "write RESULTS.md from scored experiments",
     "export": "make a trained model into files that run elsewhere",
     "plot": "draw learning curves, alignments and latencies",
@@ -84,7 +87,10 @@ def run(components: Callable | dict[str, Any], argv: list[str]) -> Any:
     command = inspect.currentframe().f_back.f_globals["__name__"].rpartition(".")[2]
     parser = Parser(prog=f"asrkit {command}", description=_description(components))
     _add(parser, components)
-    values = parser.instantiate(parser.parse_args(argv))
+    try:
+        values = parser.instantiate(parser.parse_args(argv))
+    except ValueError as error:  # a dataclass refuses its values
+        parser.error(str(error))
     while isinstance(components, dict):
         name = values["subcommand"]
         components, values = components[name], values[name]

@@ -1,8 +1,10 @@
-"""`asrkit tune`: find what the decoding of a development set says is best.
+"""`asrkit tune`: find the options that do best on a development set.
 
 Usage:
     asrkit tune decode --model exp/asr --data data/dev.jsonl.gz --fusion fusion.yaml --weights lm internal_lm length \
         --out exp/asr/tuned.yaml
+    asrkit tune diarisation --observations exp/observations/dev --refs data/dev/ref.rttm --plda exp/speaker/plda.npz \
+        --options ahc.threshold ahc.location_weight --out exp/ahc.yaml
 """
 
 import json
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from asrkit.cli.main import run
 from asrkit.cli.score import read_references
+from asrkit.cli.tune_diarisation import tune_diarisation
 from asrkit.config import write_config
 from asrkit.data.audio import read_cut
 from asrkit.data.features import pad_features
@@ -145,4 +148,5 @@ def _log_line(trial: Trial) -> str:
 
 
 def main(argv: list[str]) -> None:
-    run({"decode": decode, "_help": "find what the decoding of a development set says is best"}, argv)
+    commands = {"decode": decode, "diarisation": tune_diarisation}
+    run({**commands, "_help": "find the options that do best on a development set"}, argv)

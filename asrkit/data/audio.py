@@ -33,18 +33,24 @@ def read_audio(path: Path | str, sampling_rate: int, start: float = 0.0, duratio
         InputError: the file is missing, no audio, empty, truncated, holds a sample that is not a number, or ends before
             `start + duration`; names the file.
     """
+    samples, rate = _read(path, start, duration)
+    return resample(_mono(samples, path), rate, sampling_rate)
+
+
+def read_channels(path: Path | str, sampling_rate: int, start: float = 0.0, duration: float | None = None) -> Tensor:
+    """Return all channels (C, S) of an audio file, as `read_audio` does their mean; not finite samples are kept."""
+    samples, rate = _read(path, start, duration)
+    return resample(samples, rate, sampling_rate).T
+
+
+def audio_size(path: Path | str) -> tuple[float, int]:
+    """Return the duration (seconds) of an audio file, and its number of channels.
+
+    Raises:
+        InputError: as `read_audio`.
+    """
     with _open(path) as file:
-        first = round(start * file.samplerate)
-        wanted = file.frames - first if duration is None else round(duration * file.samplerate)
-        if first + wanted > file.frames + END_TOLERANCE * file.samplerate:
-            available = file.frames / file.samplerate
-            raise InputError(f"{path}: holds {available:.3f} s of audio, not {start + duration:.3f} s")
-        wanted = min(wanted, file.frames - first)
-        file.seek(first)
-        samples = file.read(wanted, dtype="float32", always_2d=True)  # (S, C)
-        if len(samples) < wanted:
-            raise InputError(f"{path}: truncated: {first + len(samples)} of {file.frames} samples")
-        return resample(_mono(samples, path), file.samplerate, sampling_rate)
+        return file.frames / file.samplerate, file.channels
 
 
 def read_cut(cut: Cut, sampling_rate: int) -> Tensor:
@@ -73,39 +79,63 @@ def stream_audio(path: Path | str, sampling_rate: int, seconds: float) -> Iterat
     Raises:
         InputError: as `read_audio`.
     """
+    for chunk in stream_channels(path, sampling_rate, seconds):
+        yield torch.from_numpy(_mono(chunk.T.numpy(), path))
+
+
+def stream_channels(path: Path | str, sampling_rate: int, seconds: float, channels: int = 1) -> Iterator[Tensor]:
+    """Yield all channels (C, S) of an audio file, as `stream_audio` does their mean; not finite samples are kept.
+
+    Standard input has so many `channels`, interleaved.
+    """
     if str(path) == "-":
-        yield from _stream_pcm(round(seconds * sampling_rate))
+        yield from _stream_pcm(round(seconds * sampling_rate), channels)
         return
     with _open(path) as file:
-        resampler = soxr.ResampleStream(file.samplerate, sampling_rate, 1, dtype="float32")
+        resampler = soxr.ResampleStream(file.samplerate, sampling_rate, file.channels, dtype="float32")
         size = max(1, round(seconds * file.samplerate))
         done = 0
         while done < file.frames:
-            block = file.read(size, dtype="float32", always_2d=True)  # (S, C)
-            if len(block) == 0:
+            chunk = file.read(size, dtype="float32", always_2d=True)  # (S, C)
+            if len(chunk) == 0:
                 raise InputError(f"{path}: truncated: {done} of {file.frames} samples")
-            done += len(block)
-            chunk = _mono(block, path)
+            done += len(chunk)
             if file.samplerate != sampling_rate:
-                chunk = resampler.resample_chunk(chunk, last=done == file.frames)
+                chunk = resampler.resample_chunk(chunk, last=done == file.frames).reshape(-1, file.channels)
             if len(chunk):
-                yield torch.from_numpy(chunk)
+                yield torch.from_numpy(chunk).T
 
 
 def resample(samples: np.ndarray, from_rate: float, to_rate: float) -> Tensor:
-    """Return samples (S,) at another rate; round ratios are faster."""
+    """Return samples (S,) or (S, C) at another rate; round ratios are faster."""
     return torch.from_numpy(samples if from_rate == to_rate else soxr.resample(samples, from_rate, to_rate))
 
 
-def _stream_pcm(size: int) -> Iterator[Tensor]:
+def _stream_pcm(size: int, channels: int) -> Iterator[Tensor]:
     empty = True
-    while chunk := sys.stdin.buffer.read(2 * size):
+    while chunk := sys.stdin.buffer.read(2 * channels * size):
         empty = False
-        whole = len(chunk) // 2 * 2  # a writer that was killed may leave half a sample
-        samples = np.frombuffer(chunk[:whole], dtype="<i2")
-        yield torch.from_numpy(samples / np.float32(32768))
+        whole = len(chunk) // (2 * channels) * 2 * channels  # a writer that was killed may leave half a sample
+        samples = np.frombuffer(chunk[:whole], dtype="<i2").reshape(-1, channels)
+        yield torch.from_numpy(samples / np.float32(32768)).T
     if empty:
         raise InputError("standard input: no audio")
+
+
+def _read(path: Path | str, start: float, duration: float | None) -> tuple[np.ndarray, int]:
+    """Return samples (S, C) float32 of a part of a file, and its sampling rate."""
+    with _open(path) as file:
+        first = round(start * file.samplerate)
+        wanted = file.frames - first if duration is None else round(duration * file.samplerate)
+        if first + wanted > file.frames + END_TOLERANCE * file.samplerate:
+            available = file.frames / file.samplerate
+            raise InputError(f"{path}: holds {available:.3f} s of audio, not {start + duration:.3f} s")
+        wanted = min(wanted, file.frames - first)
+        file.seek(first)
+        samples = file.read(wanted, dtype="float32", always_2d=True)
+        if len(samples) < wanted:
+            raise InputError(f"{path}: truncated: {first + len(samples)} of {file.frames} samples")
+        return samples, file.samplerate
 
 
 @contextmanager

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from asrkit.data.features import FRAME_LENGTH, FRAME_SHIFT, SUBSAMPLING
-from asrkit.export.onnx import Chunk, Joiner, needed, save
+from asrkit.export.onnx import Chunk, Joiner, save
 from asrkit.files import atomic_write
 from asrkit.models.transducer import BLANK, Transducer
+from asrkit.optional import needed
 from asrkit.search.recogniser import Recogniser
 
 PROGRAMS = ("encoder.pte", "decoder.pte", "joiner.pte")

@@ -6,13 +6,11 @@ predictor) maps the last labels to what the joiner takes, and the joiner makes l
 hypothesis, and the joiner is left with a tanh and a matrix product.
 """
 
-import importlib
 import io
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -22,6 +20,7 @@ from asrkit.data.features import FRAME_SHIFT, SUBSAMPLING, heard, pad_features
 from asrkit.errors import InputError
 from asrkit.files import atomic_write
 from asrkit.models.transducer import BLANK, Transducer
+from asrkit.optional import needed
 from asrkit.search.recogniser import Recogniser
 
 FILES = ("encoder.onnx", "decoder.onnx", "joiner.onnx")
@@ -99,7 +98,7 @@ class Chunk:
     @classmethod
     def of(cls, encoder: bytes) -> "Chunk | None":
         """Return the chunk of an ONNX file, or None if its encoder takes whole utterances."""
-        proto = needed("onnx").load_from_string(encoder)
+        proto = needed("onnx", "export").load_from_string(encoder)
         metadata = {entry.key: entry.value for entry in proto.metadata_props}
         if "T" not in metadata:
             return None
@@ -363,18 +362,6 @@ def label_contexts(vocab: int, context: int) -> Tensor:
     return torch.cat([start, torch.stack([torch.arange(vocab).roll(k) for k in range(context)], dim=1)])
 
 
-def needed(module: str, extra: str = "export") -> ModuleType:
-    """Import a module of an extra of asrkit.
-
-    Raises:
-        InputError: it is not installed.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise InputError(f"{module.partition('.')[0]} is not installed: pip install 'asrkit[{extra}]'") from error
-
-
 def _readme(recogniser: Recogniser, chunk: Chunk | None) -> str:
     config = recogniser.model.config
     sizes = {
@@ -409,7 +396,7 @@ def _onnx(
     By the older of torch's exporters, which traces: it takes a twentieth of the time, and knows the LSTM. Whatever a
     trace has taken for a constant shows in `differences`.
     """
-    onnx = needed("onnx")
+    onnx = needed("onnx", "export")
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of this exporter's age, and of constants
@@ -430,7 +417,7 @@ def _onnx(
 
 def session(contents: bytes) -> Callable[..., list[Tensor]]:
     """Return a function of tensors that runs an ONNX file on one thread."""
-    ort = needed("onnxruntime")
+    ort = needed("onnxruntime", "export")
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     session = ort.InferenceSession(contents, options, providers=["CPUExecutionProvider"])

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from asrkit.data.features import SILENCE
 from asrkit.errors import InputError
-from asrkit.export.onnx import Chunk, StreamingEncoder, label_contexts, needed, session
+from asrkit.export.onnx import Chunk, StreamingEncoder, label_contexts, session
 from asrkit.models.transducer import Transducer
+from asrkit.optional import needed
 
 QUANTISED = ("encoder.onnx", "joiner.onnx")  # the decoder is an embedding and little else
 # The noise of this one goes into the logits undiminished: a third of that of the whole encoder, for a hundredth of it.
@@ -71,7 +72,7 @@ def quantise(contents: bytes, nodes: Sequence[str], calibration: Sequence[Feed] 
     """Return an ONNX file in which some nodes, by name, are products of 8 bits; static with `calibration`."""
     if not nodes:
         return contents
-    quantization = needed("onnxruntime.quantization")
+    quantization = needed("onnxruntime.quantization", "export")
     options: dict[str, Any] = {
         "op_types_to_quantize": OPERATORS,
         "per_channel": True,
@@ -116,7 +117,7 @@ def _quiet() -> Iterator[None]:
 
 def linear_layers(model: Transducer, contents: bytes) -> dict[str, str]:
     """Return layer -> node of an ONNX file for the linear layers of a model, which are known by their weights."""
-    onnx = needed("onnx")
+    onnx = needed("onnx", "export")
     graph = onnx.load_from_string(contents).graph
     names = {}
     for name, module in model.named_modules():
@@ -183,7 +184,7 @@ def _outputs(contents: bytes, feeds: Sequence[Feed]) -> np.ndarray:
 
 
 def _feeds(contents: bytes, calls: Sequence[Sequence[Tensor]]) -> list[Feed]:
-    names = [entry.name for entry in needed("onnx").load_from_string(contents).graph.input]
+    names = [entry.name for entry in needed("onnx", "export").load_from_string(contents).graph.input]
     return [{name: x.numpy() for name, x in zip(names, call, strict=True)} for call in calls]
 
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from asrkit.data.features import FRAME_SHIFT, FeatureConfig
-from asrkit.export.onnx import FILES, Chunk, needed
+from asrkit.export.onnx import FILES, Chunk
+from asrkit.optional import needed
 from asrkit.text.tokenizer import WORD_START, Tokenizer
 
 
@@ -26,7 +27,7 @@ class SherpaRecogniser:
     kind = "OfflineRecognizer"
 
     def __init__(self, folder: Path, features: FeatureConfig, tokenizer: Tokenizer, beam: int = 4) -> None:
-        self.recognizer = getattr(needed("sherpa_onnx"), self.kind).from_transducer(
+        self.recognizer = getattr(needed("sherpa_onnx", "export"), self.kind).from_transducer(
             **{name.removesuffix(".onnx"): str(folder / name) for name in FILES},
             tokens=str(folder / "tokens.txt"),
             num_threads=1,

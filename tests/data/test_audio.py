@@ -9,7 +9,7 @@ import soundfile
 import torch
 from lhotse import MonoCut, Recording
 
-from asrkit.data.audio import is_audio, read_audio, read_cut, stream_audio
+from asrkit.data.audio import audio_size, is_audio, read_audio, read_channels, read_cut, stream_audio, stream_channels
 from asrkit.errors import InputError
 
 
@@ -44,6 +44,24 @@ def test_a_part_of_a_file(wav):
 
 
 @pytest.mark.parametrize("rate", [16000, 22050])
+def test_channels(tmp_path, rate):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.stack([tone(rate), tone(rate, frequency=200), np.zeros(rate, np.float32)], axis=1), rate)
+    channels = read_channels(path, 16000, start=0.25, duration=0.5)
+    assert channels.shape == (3, 8000) and audio_size(path) == (1.0, 3)
+    torch.testing.assert_close(channels.mean(dim=0), read_audio(path, 16000, start=0.25, duration=0.5))
+    assert channels[1].square().mean() > 0.04 and not channels[2].any()
+
+
+@pytest.mark.parametrize("rate", [16000, 22050])
+def test_stream_of_channels(tmp_path, rate):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.stack([tone(rate, 2.0), tone(rate, 2.0, frequency=200)], axis=1), rate)
+    chunks = torch.cat(list(stream_channels(path, 16000, 0.3)), dim=1)
+    torch.testing.assert_close(chunks, read_channels(path, 16000), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("rate", [16000, 22050])
 @pytest.mark.parametrize("seconds", [0.01, 0.3, 5.0])
 def test_stream_equals_the_whole(tmp_path, rate, seconds):
     path = tmp_path / "a.wav"
@@ -58,6 +76,9 @@ def test_stream_of_standard_input(monkeypatch):
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(pcm)))
     chunks = list(stream_audio("-", 16000, 3 / 16000))
     assert [len(chunk) for chunk in chunks] == [3, 1]
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(pcm)))
+    (both,) = stream_channels("-", 16000, 1.0, channels=2)
+    assert both.tolist() == [[0.0, -1.0], [0.5, 32767 / 32768]]
     assert torch.cat(chunks).tolist() == [0.0, 0.5, -1.0, 32767 / 32768]
 
 
