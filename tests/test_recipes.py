@@ -12,6 +12,7 @@ import pytest
 
 from asrkit.cli.train import ExperimentConfig
 from asrkit.config import read_config
+from asrkit.diarisation.pipeline import DiarisationConfig
 from asrkit.scoring.results import Results
 from asrkit.search.fusion import read_fusion
 
@@ -54,7 +55,7 @@ RECIPES = {
 
 
 # recipes with a driver of their own, or that drive others
-OTHERS = ("mini/export", "mini/fusion", "mini/losses", "mini/streaming", "librispeech/speaker")
+OTHERS = ("mini/export", "mini/fusion", "mini/losses", "mini/streaming", "librispeech/speaker", "meetings/diarisation")
 
 
 @pytest.fixture(params=RECIPES)
@@ -228,6 +229,30 @@ def test_speaker_in_miniature(corpora, tmp_path):
     for name in ("test", "test_clean"):
         figures = json.loads((exp / name / "score.json").read_text())
         assert figures["speakers"] == 2 and figures.keys() >= {"cosine", "plda"}
+
+
+def test_diarisation_in_miniature(mini_options, tmp_path):
+    for package in ("pyannote.metrics", "pyroomacoustics", "silero_vad"):
+        if importlib.util.find_spec(package.partition(".")[0]) is None:
+            pytest.skip(f"no {package}; pip install 'asrkit[meetings]'")
+    done = run(
+        "meetings/diarisation",
+        *("--work", str(tmp_path / "work"), "--speakers", str(tmp_path / "speakers"), "--model", ""),
+        *("--corpus", "mini", "--test-set", "test_unseen"),
+        *("--prepare-options", "--hours 0.05 --test_utterances 240 --text_sentences 10 --jobs 1"),
+        *("--train-options", "--training.steps 3 --batching.size 8 --batching.workers 0 --model.channels 8"),
+        *("--simulate-options", "--simulation.speakers 2 --simulation.duration 12 --simulation.turns [1,2]"),
+        *("--conditions", "walk", "--tune-conditions", "walk", "--extra-conditions", "walk"),
+        *("--systems", "ahc_stationary ahc_kalman tracked pf_kalman", "--baselines", "ahc_kalman:ahc_stationary"),
+        *("--tune-meetings", "2", "--test-meetings", "2", "--trials", "2", "--ami", "", "--stop-stage", "7"),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    exp = tmp_path / "work" / "exp"
+    for system in ("ahc_stationary", "ahc_kalman", "tracked", "pf_kalman", "found", "lag_0", "lag_2", "lag_1000"):
+        score = json.loads((exp / system / "walk" / "score.json").read_text())
+        assert score["meetings"] == 2 and score["azimuth"]["covered"] > 0
+        assert ("baseline" in score) == (system == "ahc_kalman")
+    assert read_config(DiarisationConfig, [exp / "tuned" / "pf_kalman.yaml"]).method == "particle_filter"
 
 
 @pytest.mark.parametrize("name", [*RECIPES, *OTHERS])

@@ -95,7 +95,7 @@ def main(argv: list[str]) -> None:
             out: folder for hyp.rttm, hyp.json (SegLST), tracks.jsonl, diarise.json (speed) and a page to look at for
                 each recording; without it RTTM is printed.
             conf: YAML files; later ones win.
-            method: tracked, ahc, particle_filter or spectral, in place of the configuration's.
+            method: particle_filter, tracked, ahc or spectral, in place of the configuration's.
             speech: RTTM file that tells when anybody speaks, instead of finding it out.
             observations: folder of what has been observed of recordings: taken from there, or put there.
             speakers: how many there are.

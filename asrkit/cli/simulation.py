@@ -35,6 +35,7 @@ from asrkit.progress import progress
 from asrkit.types import Segment, Tracks, Word
 
 FLAC_CHANNELS = 8  # that the format can hold
+ENOUGH = 2.0  # times a speaker's share of a meeting
 
 
 def simulate_set(
@@ -65,7 +66,7 @@ def simulate_set(
         meetings: how many.
         seed: of the first meeting; the second has the next, and so on.
         name: what the meetings are called, before their seed.
-        speakers: those that may take part; all by default.
+        speakers: those that may take part; by default all with twice their share of the speech.
         array: YAML file of the microphones; six on a circle of 4.25 cm and one in its middle by default.
         rttm: real turns to take the statistics of turn-taking from; those of the AMI corpus by default.
         simulation: what the meetings are like.
@@ -88,8 +89,11 @@ def simulate_set(
     geometry = read_config(ArrayGeometry, [array] if array else [])
     statistics = fit_turns(segment for file in rttm for segment in read_rttm(file)) if rttm else TurnTaking()
     cuts = _cuts_of_speakers(speech, speakers)
+    if not speakers:  # those who would run out of words need not be there
+        enough = ENOUGH * simulation.duration / simulation.speakers
+        cuts = {name: own for name, own in cuts.items() if sum(cut.duration for cut in own) >= enough}
     if len(cuts) < simulation.speakers:
-        raise InputError(f"{simulation.speakers} speakers are wanted, but there are {len(cuts)}")
+        raise InputError(f"{simulation.speakers} speakers are wanted, but {len(cuts)} have enough speech")
     make = partial(_make, out, name, cuts, simulation, geometry, statistics, json.dumps(options, default=str))
     with preparation(out, "simulation", options):
         seeds = range(seed, seed + meetings)

@@ -120,7 +120,8 @@ def cross_validated(errors: np.ndarray, names: Sequence[str], folds: int) -> flo
 
 def sobol_points(centre: Point, reach: float, number: int) -> list[Point]:
     """Return points that fill the surroundings of one evenly: the same ones each time."""
-    units = 2 * qmc.Sobol(len(centre), seed=0).random(number) - 1  # (number, options) in [-1, 1]
+    filled = qmc.Sobol(len(centre), seed=0).random_base2(math.ceil(math.log2(number)))  # even only in powers of 2
+    units = 2 * filled[:number] - 1  # (number, options) in [-1, 1]
     return [
         {
             name: float(value * reach**unit) if value > 0 else float(value + SPAN * reach * unit)

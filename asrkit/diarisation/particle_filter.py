@@ -31,7 +31,7 @@ class ParticleConfig:
     particles: int = 100
     location: str = "kalman"
     """none; stationary: everybody sits still; kalman: they walk and change seats."""
-    embedding_weight: float = 0.04
+    embedding_weight: float = 0.08
     """How many independent observations of the voice a cell counts as: windows of neighbouring cells overlap."""
     location_weight: float = 0.7
     """The same of its azimuth."""

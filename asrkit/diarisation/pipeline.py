@@ -12,6 +12,7 @@ from asrkit.diarisation.ahc import AhcConfig, agglomerate, relabel
 from asrkit.diarisation.frontend import FrontendConfig
 from asrkit.diarisation.kalman import MOST_VARIANCE
 from asrkit.diarisation.observations import Observations
+from asrkit.diarisation.overlap import NOBODY, OverlapConfig, second_speakers
 from asrkit.diarisation.particle_filter import ParticleConfig, Speakers, filter_speakers, known_speakers
 from asrkit.diarisation.plda import Plda, speaker_evidence
 from asrkit.diarisation.spectral import spectral_clustering
@@ -26,14 +27,15 @@ KNOWN_VARIANCE = 0.3  # squared radians, up to which a speaker's azimuth is said
 class DiarisationConfig:
     """The front end, the method, and the options of each method."""
 
-    method: Literal["tracked", "ahc", "particle_filter", "spectral"] = "tracked"
-    """Variational HMM with tracks; agglomerative clustering; particle filter; spectral clustering."""
-    start: Literal["none", "ahc", "vbx"] = "ahc"
+    method: Literal["particle_filter", "tracked", "ahc", "spectral"] = "particle_filter"
+    """Particle filter; VBx with tracks; agglomerative clustering; spectral clustering."""
+    start: Literal["none", "ahc", "vbx"] = "none"
     """A first clustering that "tracked" and "particle_filter" refine."""
     frontend: FrontendConfig = field(default_factory=FrontendConfig)
     ahc: AhcConfig = field(default_factory=AhcConfig)
     tracked: TrackedConfig = field(default_factory=TrackedConfig)
     particle_filter: ParticleConfig = field(default_factory=ParticleConfig)
+    overlap: OverlapConfig = field(default_factory=OverlapConfig)
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,10 @@ def diarise(
     names = name_speakers(cells.embeddings, labels, plda.between, config.tracked.speakers.embedding_weight, known)
     azimuths, variances = locate_speakers(cells, labels, config.tracked)
     azimuths = np.where(variances > KNOWN_VARIANCE, np.nan, azimuths)
-    return Diarisation(to_segments(recording, cells, labels, names), to_tracks(recording, cells, azimuths, names))
+    others = second_speakers(cells, labels, azimuths, config.overlap)
+    segments = to_segments(recording, cells, labels, names) + to_segments(recording, cells, others, names)
+    segments.sort(key=lambda segment: (segment.start, segment.end))
+    return Diarisation(segments, to_tracks(recording, cells, azimuths, names))
 
 
 def cluster(
@@ -159,7 +164,8 @@ def scaled(speakers: Speakers, weight: float) -> Speakers:
 
 
 def to_segments(recording: str, cells: Observations, labels: np.ndarray, names: Sequence[str]) -> list[Segment]:
-    """Return one segment for each stretch of adjoining cells of one speaker."""
+    """Return one segment for each stretch of adjoining cells of one speaker; there are none of NOBODY."""
+    cells, labels = cells[labels != NOBODY], labels[labels != NOBODY]
     if not len(cells):
         return []
     begins = np.flatnonzero(np.r_[True, (np.diff(labels) != 0) | (cells.starts[1:] > cells.ends[:-1])])

@@ -35,14 +35,14 @@ class TrackedConfig:
     """Speakers with voices and places."""
 
     speakers: VbxConfig = field(default_factory=VbxConfig)
-    motion: MotionConfig = field(default_factory=lambda: MotionConfig(diffusion=0.001, jump_rate=0.001))
+    motion: MotionConfig = field(default_factory=lambda: MotionConfig(diffusion=0.0004, jump_rate=0.001))
     location: Literal["none", "stationary", "tracked"] = "tracked"
     """What is known of places: nothing, that nobody moves, or `motion`."""
-    location_weight: float = 0.6
+    location_weight: float = 0.8
     """Independent observations that the direction of one cell counts for."""
-    sharpness: float = 20.0
+    sharpness: float = 170.0
     """A direction's log likelihood per unit of coherence."""
-    crowding: float = 0.3
+    crowding: float = 0.6
     """What it costs, a cell, that somebody else is where the speaker is; only in deciding who is one and the same."""
 
     def __post_init__(self) -> None:

@@ -28,11 +28,11 @@ Locate = Callable[[np.ndarray], tuple[np.ndarray, float]]
 class VbxConfig:
     """The hidden Markov model of speakers."""
 
-    embedding_weight: float = 0.03
+    embedding_weight: float = 0.1
     """Independent observations that the embedding of one cell counts for (Fa)."""
     speaker_weight: float = 1.0
     """Weight of a speaker's prior; above 1 there are fewer speakers (Fb)."""
-    turn_rate: float = 0.2
+    turn_rate: float = 0.24
     """Chances to change speakers, a second."""
     iterations: int = 20
     """Most rounds."""

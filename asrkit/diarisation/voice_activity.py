@@ -6,10 +6,10 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import soxr
 import torch
 from scipy import ndimage
 
-from asrkit.errors import InputError
 from asrkit.optional import needed
 
 Interval = tuple[float, float]  # start and end in seconds
@@ -46,16 +46,16 @@ def energy_activity(samples: np.ndarray, rate: int) -> list[Interval]:
 
 
 def silero_activity(samples: np.ndarray, rate: int) -> list[Interval]:
-    """Return the intervals of samples (T,) float32 at 16 kHz in which Silero's network hears speech.
+    """Return the intervals of samples (T,) float32 in which Silero's network hears speech.
 
     Raises:
-        InputError: silero-vad or onnxruntime is not installed, or the sampling rate is another one.
+        InputError: silero-vad or onnxruntime is not installed.
     """
     if rate != SILERO_RATE:
-        raise InputError(f"sampling rate {rate} Hz: silero needs {SILERO_RATE}")
+        samples = soxr.resample(samples, rate, SILERO_RATE)
     silero, model = _silero()
     spoken = silero.get_speech_timestamps_sequence(samples, model)
-    return [(interval["start"] / rate, interval["end"] / rate) for interval in spoken]
+    return [(interval["start"] / SILERO_RATE, interval["end"] / SILERO_RATE) for interval in spoken]
 
 
 def union(intervals: Iterable[Interval], pause: float = 0.0) -> list[Interval]:

@@ -3,7 +3,7 @@
 # with its choices; every option can be given to run.sh too.
 #
 # Stages
-#   1  speakers, and a network that embeds their voices   (the recipe of --embedder), data/speech
+#   1  speakers, and a network that embeds their voices   (the recipe of --embedder)
 #   2  simulate meetings                                  data/tune_<condition>, data/test_<condition>
 #   3  observe them: voices and azimuths, once for all    exp/observations/<set>
 #   4  tune each system on the tuning meetings            exp/tuned/<system>.yaml
@@ -14,13 +14,14 @@
 #
 # Options
 #   --stage N, --stop-stage N  first and last stage (1, 8); meetings and observations that are done are left as they are
-#   --embedder DIR             recipe that trains the embedder, with data/default/{train,dev,test}.jsonl.gz: tuning
-#                              meetings are of speakers of dev, test meetings of those of test
-#   --model NAME               another embedder: an ONNX file, or resemblyzer
+#   --embedder DIR             recipe that prepares speakers and trains an embedder, with --corpus NAME; tuning
+#                              meetings are of the speakers of its dev set, test meetings of --test-set NAME (test)
+#   --speakers DIR             where that recipe worked: data/default, exp/default (its own folder)
+#   --model NAME               another embedder, an ONNX file or resemblyzer; that of the recipe if empty
 #   --conditions "A B"         each a file conf/conditions/<condition>.options for `asrkit data simulate`
-#   --tune-conditions "A B"    those that are tuned on
+#   --tune-conditions "A B"    those that are tuned on, and --extra-conditions "A B" those of stage 7
 #   --systems "A B"            each a file conf/systems/<system>.yaml, and .options with what is tuned
-#   --default NAME             the system of stage 7; --online NAME the one that decides after a lag
+#   --default NAME             the system of stage 7, a particle filter
 #   --ami DIR                  folder of AMI excerpts: wav/ and RTTM (ami_excerpts_30s under $ASRKIT_CORPORA, if there)
 #   --baselines "A:B C:D"      systems that are compared with a baseline, as system:baseline
 #   --tune-meetings N, --test-meetings N    meetings a condition (5, 20)
@@ -34,12 +35,15 @@ set -euo pipefail
 stage=1
 stop_stage=8
 embedder=
+corpus=librispeech_speakers
+test_set="test"
+speakers=
 model=
 conditions=
 tune_conditions=
+extra_conditions=
 systems=
 default=
-online=
 ami=${ASRKIT_CORPORA:-/nonexistent}/ami_excerpts_30s
 baselines=
 tune_meetings=5
@@ -58,18 +62,14 @@ source "$root/tools/setup.sh"
 
 data=$work/data
 exp=$work/exp
-own=$embedder/exp/default
-if [[ -z $model ]]; then
-  model=$own
-  plda=$own/plda.npz
-else
-  plda=$exp/plda-$(basename "$model" .onnx).npz
-fi
-read -ra conditions <<<"$conditions"
-read -ra tune_conditions <<<"$tune_conditions"
-read -ra systems <<<"$systems"
-read -ra baselines <<<"$baselines"
-read -ra simulate_options <<<"$simulate_options"
+speakers=${speakers:-$embedder}
+speech=$speakers/data/default
+own=$speakers/exp/default
+model=${model:-$own}
+plda=$exp/plda-$(basename "$model" .onnx).npz
+for list in conditions tune_conditions extra_conditions systems baselines simulate_options; do
+  read -ra "${list?}" <<<"${!list//$'\n'/ }"
+done
 
 wanted() { # wanted N DESCRIPTION: whether stage N is asked for
   (($1 >= stage && $1 <= stop_stage)) || return 1
@@ -77,15 +77,17 @@ wanted() { # wanted N DESCRIPTION: whether stage N is asked for
 }
 
 if wanted 1 "speakers and their embedder"; then
-  if [[ ! -f $own/plda.npz ]]; then
-    "$root/egs/librispeech/speaker/run.sh" --stop-stage 3 --work "$embedder" --prepare-options "$prepare_options" \
-      --train-options "$train_options"
+  if [[ $model == resemblyzer && -z ${ASRKIT_SKIP_SETUP:-} ]]; then # its requirements are old, and only its weights used
+    python3 -m pip install --quiet --no-deps --constraint "$root/tools/constraints.txt" resemblyzer
   fi
-  if [[ ! -f $plda ]]; then
-    asrkit speaker plda --model "$model" --cuts "$embedder/data/default/train.jsonl.gz" --out "$plda"
+  last=$([[ $model == "$own" ]] && echo 2 || echo 1) # another embedder needs the speakers only
+  if [[ ! -f $speech/$test_set.jsonl.gz || ($last == 2 && ! -f $own/train.json) ]]; then
+    "$embedder/run.sh" --stop-stage "$last" --corpus "$corpus" --work "$(realpath -m "$speakers")" \
+      --prepare-options "$prepare_options" --train-options "$train_options"
   fi
+  [[ -f $plda ]] || asrkit speaker plda --model "$model" --cuts "$speech/train.jsonl.gz" --out "$plda"
   [[ -f $data/test/rest.jsonl.gz ]] ||
-    python3 "$root/egs/TEMPLATE/enrol.py" "$embedder/data/default/test.jsonl.gz" "$data/test"
+    python3 "$root/egs/TEMPLATE/enrol.py" "$speech/$test_set.jsonl.gz" "$data/test"
 fi
 
 simulate() { # simulate SET SPEECH MEETINGS SEED CONDITION
@@ -97,7 +99,7 @@ simulate() { # simulate SET SPEECH MEETINGS SEED CONDITION
 
 if wanted 2 "simulate meetings"; then
   for condition in "${tune_conditions[@]}"; do
-    simulate "tune_$condition" "$embedder/data/default/dev.jsonl.gz" "$tune_meetings" 1000 "$condition"
+    simulate "tune_$condition" "$speech/dev.jsonl.gz" "$tune_meetings" 1000 "$condition"
   done
   for condition in "${conditions[@]}"; do
     simulate "test_$condition" "$data/test/rest.jsonl.gz" "$test_meetings" 0 "$condition"
@@ -113,21 +115,31 @@ given() { # given SET: options that tell when somebody speaks, and keep what is 
   echo --speech "$data/$1/ref.rttm" --observations "$exp/observations/$1"
 }
 
-score() { # score SET OUT OPTIONS...
-  asrkit der --refs "$data/$1/ref.rttm" --hyps "$2/hyp.rttm" --out "$2" --tracks "$data/$1/tracks.jsonl" \
-    --found_tracks "$2/tracks.jsonl" "${@:3}"
+score() { # score SET SYSTEM OPTIONS...: of a condition
+  local out=$exp/$2/${1#test_}
+  asrkit der --refs "$data/$1/ref.rttm" --hyps "$out/hyp.rttm" --out "$out" --tracks "$data/$1/tracks.jsonl" \
+    --found_tracks "$out/tracks.jsonl" "${@:3}"
+}
+
+running=0
+start() { # start COMMAND...: as one of the processes
+  "$@" &
+  ((++running < jobs)) || wait -n
+}
+
+finish() { # wait for all of them
+  for _ in $(seq "$jobs"); do wait -n || (($? == 127)); done # 127: none is left
+  running=0
 }
 
 sets=("${tune_conditions[@]/#/tune_}" "${conditions[@]/#/test_}")
 
 if wanted 3 "observe"; then
-  running=0
   for set in "${sets[@]}"; do
     # shellcheck disable=SC2046  # options without spaces
-    diarise "$set" "$exp/observed/$set" $(given "$set") &
-    ((++running < jobs)) || wait -n
+    start diarise "$set" "$exp/observed/$set" $(given "$set")
   done
-  for _ in $(seq "$jobs"); do wait -n || (($? == 127)); done # 127: none is left
+  finish
 fi
 
 if wanted 4 "tune"; then
@@ -149,43 +161,56 @@ if wanted 5 "diarise"; then
   for condition in "${conditions[@]}"; do
     for system in "${systems[@]}"; do
       # shellcheck disable=SC2046  # options without spaces
-      diarise "test_$condition" "$exp/$system/$condition" --conf "$exp/tuned/$system.yaml" $(given "test_$condition")
+      start diarise "test_$condition" "$exp/$system/$condition" --conf "$exp/tuned/$system.yaml" \
+        $(given "test_$condition")
     done
   done
+  finish
 fi
 
 if wanted 6 "score"; then
   for condition in "${conditions[@]}"; do
-    for system in "${systems[@]}"; do score "test_$condition" "$exp/$system/$condition"; done
-    for pair in "${baselines[@]}"; do
-      score "test_$condition" "$exp/${pair%:*}/$condition" --baseline "$exp/${pair#*:}/$condition/hyp.rttm"
+    for system in "${systems[@]}"; do
+      options=()
+      for pair in "${baselines[@]}"; do
+        [[ ${pair%:*} != "$system" ]] || options=(--baseline "$exp/${pair#*:}/$condition/hyp.rttm")
+      done
+      start score "test_$condition" "$system" "${options[@]}"
     done
   done
+  finish
 fi
 
 if wanted 7 "speech found, people enrolled, real meetings"; then
   people=()
   for file in "$data/test"/*.flac; do people+=("$(basename "$file" .flac)=$file"); done
-  for condition in "${conditions[@]}"; do
+  for condition in "${extra_conditions[@]}"; do
     set=test_$condition
-    diarise "$set" "$exp/found/$condition" --conf "$exp/tuned/$default.yaml"
+    start diarise "$set" "$exp/found/$condition" --conf "$exp/tuned/$default.yaml"
     for lag in 0 2 1000; do
       # shellcheck disable=SC2046  # options without spaces
-      diarise "$set" "$exp/lag_$lag/$condition" --conf "$exp/tuned/$online.yaml" $(given "$set") --lag "$lag" \
+      start diarise "$set" "$exp/lag_$lag/$condition" --conf "$exp/tuned/$default.yaml" $(given "$set") --lag "$lag" \
         --enrol "${people[@]}"
-      score "$set" "$exp/lag_$lag/$condition"
     done
-    score "$set" "$exp/found/$condition" --baseline "$exp/$default/$condition/hyp.rttm"
+  done
+  finish
+  for condition in "${extra_conditions[@]}"; do
+    for system in found lag_0 lag_2 lag_1000; do start score "test_$condition" "$system"; done
   done
   if [[ -d $ami ]]; then
-    OMP_NUM_THREADS=1 asrkit diarise "$ami/wav" --model "$model" --plda "$plda" --out "$exp/ami" --conf "$exp/tuned/$default.yaml"
+    asrkit diarise "$ami/wav" --model "$model" --plda "$plda" --out "$exp/ami" --conf "$exp/tuned/$default.yaml"
     asrkit der --refs "$ami"/*.rttm --hyps "$exp/ami/hyp.rttm" --out "$exp/ami"
   fi
+  finish
 fi
 
 if wanted 8 "pictures and RESULTS.md"; then
   drawn=()
   for condition in "${conditions[@]}"; do drawn+=("${systems[@]/%//$condition}"); done
   asrkit plot der "${drawn[@]/#/$exp/}" --out "$work/pictures/der.png"
+  set=${conditions[1]:-${conditions[0]}}
+  asrkit plot timeline --refs "$data/test_$set/ref.rttm" --hyps "$exp/$default/$set/hyp.rttm" \
+    --tracks "$data/test_$set/tracks.jsonl" --found-tracks "$exp/$default/$set/tracks.jsonl" \
+    --observations "$exp/observations/test_$set" --out "$work/pictures/timeline.png"
   asrkit results . --exp "$exp" --out "$work/RESULTS.md"
 fi

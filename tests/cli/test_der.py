@@ -46,7 +46,7 @@ def test_score_json_and_summary(meetings, capsys):
     assert (score["collar"], score["overlap"], score["meetings"]) == (0, "scored", 2)
     assert (score["speaker_error"], score["speaker_bias"]) == (0.5, -0.5)
     assert score["by"]["meeting"]["m1"]["der"] == pytest.approx(10)
-    assert score["command"].startswith("asrkit ") and score["missing"] == []
+    assert score["command"].startswith("asrkit") and score["missing"] == []
     first, second, third = capsys.readouterr().out.splitlines()
     assert first.startswith(
         "%DER 31.58 [ missed 0.00, false alarm 5.26, confusion 26.32 ], 95% interval 10.00 to 55.56;"

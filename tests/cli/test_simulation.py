@@ -126,11 +126,11 @@ def test_own_array_speakers_and_turns(meetings, speech, tmp_path):
     ("words", "options", "message"),
     [
         (["--speakers", "joe"], {}, "--speakers: no speaker joe; there are ann, bob, eve"),
-        (["--speakers", "ann"], {}, "2 speakers are wanted, but there are 1"),
+        (["--speakers", "ann"], {}, "2 speakers are wanted, but 1 have enough speech"),
         ([], {"meetings": 0}, "--meetings must be at least 1"),
         ([], {"rttm": "none.rttm"}, "none.rttm: No such file"),
         ([], {"array": "none.yaml"}, "none.yaml: No such file"),
-        ([], {"simulation__duration": 100}, "too little speech for a meeting of this length"),
+        ([], {"simulation__duration": 100}, "2 speakers are wanted, but 0 have enough speech"),
         ([], {"simulation__duration": 2}, "2.0 s are too short for turns of all 2 speakers"),
     ],
 )

@@ -4,10 +4,11 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 export ASRKIT_EXTRAS=meetings
-../../TEMPLATE/diarisation.sh --embedder ../../librispeech/speaker \
+../../TEMPLATE/diarisation.sh --embedder ../../librispeech/speaker --model resemblyzer \
   --conditions "still walk walk_all reseat hard_still hard_walk hard_reseat overlap" \
-  --tune-conditions "still walk walk_all reseat hard_walk" \
+  --tune-conditions "still walk walk_all reseat hard_walk overlap" \
+  --extra-conditions "still walk reseat hard_still" \
   --systems "spectral vbx ahc_voice ahc_stationary ahc_kalman pf_voice pf_stationary pf_kalman seeded_voice
     seeded_stationary seeded_kalman tracked_stationary tracked" \
-  --default tracked --online pf_kalman \
+  --default pf_kalman \
   --baselines "ahc_kalman:ahc_stationary pf_kalman:pf_stationary seeded_kalman:seeded_stationary tracked:vbx" "$@"
