@@ -100,22 +100,6 @@ def known_speakers(embeddings: np.ndarray, labels: np.ndarray) -> Speakers:
     return Speakers(members.sum(axis=1), members @ embeddings)
 
 
-def speaker_tracks(cells: Observations, labels: np.ndarray, motion: MotionConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Return where each of K speakers is in each cell, by the cells so far in which they speak, labels (N,) 0 .. K-1.
-
-    Returns:
-        means (N, K) of the azimuth, NaN until a speaker is heard; variances (N, K), which grow while one is silent.
-    """
-    means = np.full((len(cells), labels.max(initial=-1) + 1), math.nan)
-    variances = np.full(means.shape, math.nan)
-    noises = np.maximum(cells.variances, motion.noise)
-    middles = (cells.starts + cells.ends) / 2
-    _fill_tracks(
-        means, variances, labels, middles, cells.azimuths, noises, motion.diffusion, motion.jump_rate, motion.stray
-    )
-    return means, variances
-
-
 class OnlineFilter:
     """Follow a recording cell by cell; each cell is decided as soon as it ended `config.lag` seconds ago.
 
@@ -476,32 +460,3 @@ def _voice_evidence(count: float, total: np.ndarray, more: np.ndarray, model: _M
             det *= growth
         log_det += math.log(det)
     return 0.5 * (quadratic - log_det)
-
-
-@numba.njit(cache=True, nogil=True)
-def _fill_tracks(
-    means: np.ndarray,
-    variances: np.ndarray,
-    labels: np.ndarray,
-    times: np.ndarray,
-    azimuths: np.ndarray,
-    noises: np.ndarray,
-    diffusion: float,
-    jump_rate: float,
-    stray: float,
-) -> None:
-    located = np.full(means.shape[1], math.nan)  # when each speaker was last
-    mean, variance = np.full(means.shape[1], math.nan), np.full(means.shape[1], -1.0)
-    for n in range(len(labels)):
-        k = labels[n]
-        if not math.isnan(azimuths[n]):
-            _, mean[k], variance[k] = _locate(
-                mean[k], variance[k], times[n] - located[k], azimuths[n], noises[n], diffusion, jump_rate, stray
-            )
-            located[k] = times[n]
-        for j in range(len(mean)):
-            if variance[j] >= 0:
-                jumped = 1 - math.exp(-jump_rate * (times[n] - located[j]))
-                still = variance[j] + diffusion * (times[n] - located[j])
-                means[n, j] = mean[j]
-                variances[n, j] = min((1 - jumped) * still + jumped * MOST_VARIANCE, MOST_VARIANCE)

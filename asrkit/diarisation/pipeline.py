@@ -10,13 +10,12 @@ from scipy.optimize import linear_sum_assignment
 
 from asrkit.diarisation.ahc import AhcConfig, agglomerate, relabel
 from asrkit.diarisation.frontend import FrontendConfig
-from asrkit.diarisation.kalman import MOST_VARIANCE
 from asrkit.diarisation.observations import Observations
 from asrkit.diarisation.overlap import NOBODY, OverlapConfig, second_speakers
 from asrkit.diarisation.particle_filter import ParticleConfig, Speakers, filter_speakers, known_speakers
 from asrkit.diarisation.plda import Plda, speaker_evidence
 from asrkit.diarisation.spectral import spectral_clustering
-from asrkit.diarisation.tracked import TrackedConfig, location_scores, random_walk, smooth, track_speakers
+from asrkit.diarisation.tracked import TrackedConfig, locate_speakers, track_speakers
 from asrkit.types import Segment, Tracks
 
 TRACK_STEP = 0.1  # seconds
@@ -68,7 +67,7 @@ def diarise(
     known = {name: plda.project(embeddings) for name, embeddings in (enrolled or {}).items()}
     labels = cluster(cells, plda.between, config, least, most, known)
     names = name_speakers(cells.embeddings, labels, plda.between, config.tracked.speakers.embedding_weight, known)
-    azimuths, variances = locate_speakers(cells, labels, config.tracked)
+    azimuths, variances = locate_speakers(cells, labels, replace(config.tracked, location="tracked"))
     azimuths = np.where(variances > KNOWN_VARIANCE, np.nan, azimuths)
     others = second_speakers(cells, labels, azimuths, config.overlap)
     segments = to_segments(recording, cells, labels, names) + to_segments(recording, cells, others, names)
@@ -112,18 +111,6 @@ def first_clustering(
     if config.start == "vbx":
         return track_speakers(cells, between, None, replace(config.tracked, location="none"), least, most).labels
     return None
-
-
-def locate_speakers(cells: Observations, labels: np.ndarray, config: TrackedConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Return where each speaker is at each cell, spoken or silent: azimuths (N, K) and their variances (N, K)."""
-    if not len(cells):
-        return np.zeros((0, 0)), np.zeros((0, 0))
-    spoken = (labels[:, None] == np.arange(labels.max() + 1)).astype(float)
-    scores = config.location_weight * location_scores(cells, config)
-    motion = random_walk((cells.starts + cells.ends) / 2, scores.shape[1], replace(config, location="tracked"))
-    directions = smooth(scores, spoken, *motion)[2]
-    variances = -2 * np.log(np.maximum(np.abs(directions), math.exp(-MOST_VARIANCE / 2)))
-    return np.angle(directions), variances
 
 
 def stack_speakers(enrolled: Mapping[str, np.ndarray]) -> Speakers:

@@ -97,13 +97,10 @@ def track_speakers(
 
     locate = None if config.location == "none" else locate
 
-    def tracks(result: VbxResult) -> tuple[np.ndarray, np.ndarray]:
-        _, _, directions = smooth(scores, result.posteriors, *motion)
-        lengths = np.clip(np.abs(directions), math.exp(-MOST_VARIANCE / 2), 1)
-        return np.angle(directions), -2 * np.log(lengths)
-
     def worth(result: VbxResult) -> float:
-        return result.bound - config.crowding * crowd(result.posteriors, *tracks(result)) if locate else result.bound
+        if locate is None:
+            return result.bound
+        return result.bound - config.crowding * crowd(result.posteriors, *places(scores, result.posteriors, motion))
 
     def settle(labels: np.ndarray | None) -> VbxResult:
         refit = partial(fit, locate=locate)
@@ -111,8 +108,18 @@ def track_speakers(
         return merge_speakers(refit, refit(labels), *cells, least, most, worth)
 
     found = max((settle(start) for start in (labels, fit(labels, None).labels)), key=worth)
-    azimuths, variances = tracks(found)
+    azimuths, variances = places(scores, found.posteriors, motion)
     return TrackedResult(found.labels, found.posteriors, azimuths, variances, found.bounds)
+
+
+def locate_speakers(cells: Observations, labels: np.ndarray, config: TrackedConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Return where each speaker of labels (N,) is at each cell, spoken or silent: azimuths (N, K), variances (N, K)."""
+    if not len(cells):
+        return np.zeros((0, 0)), np.zeros((0, 0))
+    spoken = (labels[:, None] == np.arange(labels.max() + 1)).astype(float)
+    scores = config.location_weight * location_scores(cells, config)
+    motion = random_walk((cells.starts + cells.ends) / 2, scores.shape[1], config)
+    return places(scores, spoken, motion)
 
 
 def location_scores(observations: Observations, config: TrackedConfig) -> np.ndarray:
@@ -136,6 +143,13 @@ def location_scores(observations: Observations, config: TrackedConfig) -> np.nda
 
 
 # Details
+
+
+def places(scores: np.ndarray, posteriors: np.ndarray, motion: tuple[np.ndarray, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Return each speaker's azimuths (N, K) and their variances (N, K); arguments are those of `smooth`."""
+    _, _, directions = smooth(scores, posteriors, *motion)
+    lengths = np.clip(np.abs(directions), math.exp(-MOST_VARIANCE / 2), 1)
+    return np.angle(directions), -2 * np.log(lengths)
 
 
 def grid(bins: int) -> np.ndarray:

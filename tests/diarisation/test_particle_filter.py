@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
 
-from asrkit.diarisation.kalman import MOST_VARIANCE, MotionConfig, observe
+from asrkit.diarisation.kalman import MOST_VARIANCE, observe
 from asrkit.diarisation.observations import Observations
 from asrkit.diarisation.particle_filter import (
     OnlineFilter,
@@ -14,7 +14,6 @@ from asrkit.diarisation.particle_filter import (
     filter_speakers,
     known_speakers,
     resample,
-    speaker_tracks,
 )
 from asrkit.diarisation.plda import speaker_evidence
 
@@ -269,19 +268,6 @@ def test_same_seed_same_result():
     config = replace(CONFIG, particles=20, seed=3)
     first, second = (filter_speakers(observed, BETWEEN, config) for _ in range(2))
     assert np.array_equal(first, second)
-
-
-def test_tracks_follow_round_the_circle_and_grow_uncertain_in_silence():
-    labels = np.repeat([0, 1, 0], 40)
-    places = np.where(labels == 1, 0.0, np.pi - 0.2 + 0.01 * np.arange(120))
-    observed = cells(labels, places, np.random.default_rng(10))
-    means, variances = speaker_tracks(observed, labels, MotionConfig())
-    assert means.shape == variances.shape == (120, 2)
-    assert np.isnan(means[:40, 1]).all() and np.isnan(variances[:40, 1]).all()
-    assert np.isfinite(means[40:]).all()
-    errors = np.angle(np.exp(1j * (means[:, 0] - places)))
-    assert np.abs(errors[5:40]).max() < 0.15 and np.abs(errors[85:]).max() < 0.15
-    assert (np.diff(variances[39:80, 0]) > 0).all()
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ REAL_TIME = "real time"
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--model", help="speaker embedder, for the whole way from audio to segments")
+    parser.add_argument("--plda", type=Path, help="its PLDA; plda.npz in its directory by default")
     parser.add_argument("--recording", type=Path, help="audio of a meeting")
     parser.add_argument("--refs", type=Path, help="RTTM of its speakers")
     parser.add_argument("--array", type=Path, help="YAML of its microphones")
@@ -115,7 +116,7 @@ def localisation_rows(arguments: argparse.Namespace) -> Iterator[Row]:
 
 def pipeline_rows(arguments: argparse.Namespace) -> Iterator[Row]:
     """Yield what a recording takes from audio to segments, speech found by us or given."""
-    embedder, plda = load_embedder(arguments.model), load_plda(Path(arguments.model) / "plda.npz")
+    embedder, plda = load_embedder(arguments.model), load_plda(arguments.plda or Path(arguments.model) / "plda.npz")
     geometry, config = read_config(ArrayGeometry, [arguments.array]), DiarisationConfig()
     name, (duration, _) = arguments.recording.stem, audio_size(arguments.recording)
     refs = read_meetings([arguments.refs])[name]
