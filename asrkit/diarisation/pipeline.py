@@ -19,6 +19,7 @@ from asrkit.diarisation.tracked import TrackedConfig, locate_speakers, track_spe
 from asrkit.types import Segment, Tracks
 
 TRACK_STEP = 0.1  # seconds
+ENROLMENT_WEIGHT = 0.1  # cells of the meeting that a window of enrolment is worth: the room was another one
 KNOWN_VARIANCE = 0.3  # squared radians, up to which a speaker's azimuth is said
 
 
@@ -116,7 +117,8 @@ def first_clustering(
 def stack_speakers(enrolled: Mapping[str, np.ndarray]) -> Speakers:
     """Return what is known of the voices of those who are enrolled."""
     embeddings = list(enrolled.values())
-    return Speakers(np.array([len(e) for e in embeddings]), np.stack([e.sum(axis=0) for e in embeddings]))
+    counts, sums = np.array([len(e) for e in embeddings]), np.stack([e.sum(axis=0) for e in embeddings])
+    return scaled(Speakers(counts, sums), ENROLMENT_WEIGHT)
 
 
 def name_speakers(

@@ -206,11 +206,12 @@ fi
 
 if wanted 8 "pictures and RESULTS.md"; then
   drawn=()
-  for condition in "${conditions[@]}"; do drawn+=("${systems[@]/%//$condition}"); done
+  for condition in "${extra_conditions[@]}"; do drawn+=("${systems[@]/%//$condition}"); done
   asrkit plot der "${drawn[@]/#/$exp/}" --out "$work/pictures/der.png"
   set=${conditions[1]:-${conditions[0]}}
+  seen=("$exp/observations/test_$set"/*.npz)
   asrkit plot timeline --refs "$data/test_$set/ref.rttm" --hyps "$exp/$default/$set/hyp.rttm" \
     --tracks "$data/test_$set/tracks.jsonl" --found-tracks "$exp/$default/$set/tracks.jsonl" \
-    --observations "$exp/observations/test_$set" --out "$work/pictures/timeline.png"
+    --observations "${seen[0]}" --out "$work/pictures/timeline.png"
   asrkit results . --exp "$exp" --out "$work/RESULTS.md"
 fi
