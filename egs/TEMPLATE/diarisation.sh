@@ -25,7 +25,7 @@
 #   --ami DIR                  folder of AMI excerpts: wav/ and RTTM (ami_excerpts_30s under $ASRKIT_CORPORA, if there)
 #   --baselines "A:B C:D"      systems that are compared with a baseline, as system:baseline
 #   --tune-meetings N, --test-meetings N    meetings a condition (5, 20)
-#   --trials N                 points tried for each system (48)
+#   --trials N                 points tried for each system (24)
 #   --jobs N                   processes (2)
 #   --work DIR                 where data/, exp/, pictures/ and RESULTS.md go (the recipe's own folder)
 #   --simulate-options "…"     more options for `asrkit data simulate`, as "--simulation.duration 60"
@@ -48,7 +48,7 @@ ami=${ASRKIT_CORPORA:-/nonexistent}/ami_excerpts_30s
 baselines=
 tune_meetings=5
 test_meetings=20
-trials=48
+trials=24
 jobs=2
 work=.
 simulate_options=
