@@ -61,6 +61,7 @@ def observe(
     """
     config = config or FrontendConfig()
     check(samples, rate, embedder, geometry)
+    warn_of_damage(samples)
     duration = samples.shape[1] / rate
     inside = union((max(0.0, start), min(duration, end)) for start, end in intervals)
     starts, ends = cells(inside, config.cell)
@@ -90,7 +91,7 @@ def observe_cells(
 
 
 def check(samples: np.ndarray, rate: int, embedder: Embedder, geometry: ArrayGeometry | None) -> None:
-    """Raise InputError for a recording that cannot be diarised, and warn of one that is damaged; see `observe`."""
+    """Raise InputError for a recording that cannot be diarised; see `observe`."""
     channels, total = samples.shape
     if not total:
         raise InputError("the recording has no samples")
@@ -102,6 +103,11 @@ def check(samples: np.ndarray, rate: int, embedder: Embedder, geometry: ArrayGeo
     for number, channel in enumerate(samples):
         if not np.isfinite(channel).all():
             raise InputError(f"channel {number}: not a number at {np.argmin(np.isfinite(channel)) / rate:.3f} s")
+
+
+def warn_of_damage(samples: np.ndarray) -> None:
+    """Log which channels of a recording (C, T) are silent or clipped."""
+    for number, channel in enumerate(samples):
         loudest = max(channel.max(), -channel.min())
         if loudest == 0:
             log.warning("channel %d is silent", number)
