@@ -58,7 +58,7 @@ def diarise(
     """Return the segments and tracks of one recording from raw observations.
 
     Args:
-        least, most: number of speakers.
+        least, most: number of speakers; the particle filter may find fewer.
         enrolled: name -> raw embeddings (M, D) of people who may be there. Others may be too, and are numbered.
 
     Raises:
