@@ -14,9 +14,10 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -124,20 +125,13 @@ def main(argv: list[str]) -> None:
             for turn in online_turns(job, inputs, backend, voices):
                 print(rttm_line(turn), flush=True)
             return
+        cluster = partial(diarise_recording, plda=backend, config=config, least=least, most=most, enrolled=voices)
         sources = [source for name in inputs for source in find_recordings(name)]
         summary = Summary()
         found: list[Diarisation] = []
-        for source in progress(sources, "diarising", unit="recording") if out else sources:
-            try:
-                with summary.timed("observe"):
-                    seen = job.observe(source)
-                with summary.timed("cluster"):
-                    result = diarise_recording(source.name, seen, backend, config, least, most, voices)
-            except InputError as error:
-                summary.failed += 1
-                tqdm.write(f"asrkit diarise: {error}", file=sys.stderr)  # clear of the progress bar
-                continue
-            summary.duration += audio_size(source.path)[0]
+        for source, result in diarised(
+            progress(sources, "diarising", unit="recording") if out else sources, job, cluster, summary
+        ):
             if out is None:
                 print(*map(rttm_line, result.segments), sep="\n")
                 continue
@@ -237,6 +231,24 @@ class Job:
 def mono(path: Path, rate: int) -> np.ndarray:
     """Return the mean (S,) of all channels, which never are in memory together."""
     return np.concatenate([block.numpy() for block in stream_audio(path, rate, READ)])
+
+
+def diarised(
+    sources: Iterable[Source], job: Job, cluster: Callable[[str, Observations], Diarisation], summary: Summary
+) -> Iterator[tuple[Source, Diarisation]]:
+    """Yield each recording that can be read with what is found in it; report the others on standard error."""
+    for source in sources:
+        try:
+            with summary.timed("observe"):
+                seen = job.observe(source)
+            with summary.timed("cluster"):
+                result = cluster(source.name, seen)
+        except InputError as error:
+            summary.failed += 1
+            tqdm.write(f"asrkit diarise: {error}", file=sys.stderr)  # clear of the progress bar
+            continue
+        summary.duration += audio_size(source.path)[0]
+        yield source, result
 
 
 def online_turns(job: Job, inputs: Sequence[str], plda: Plda, voices: Mapping[str, np.ndarray]) -> Iterator[Segment]:

@@ -94,7 +94,10 @@ def tune_diarisation(
     table = np.array(errors)  # (trials, meetings)
     best = points[table.mean(axis=1).argmin()]
     write_config(read_config(DiarisationConfig, conf, best), out)
-    write_lines((json.dumps({"der": e.mean(), "options": p}) for p, e in zip(points, table, strict=True)), log_of(out))
+    write_lines(
+        (json.dumps({"der": e.mean(), "options": p}) for p, e in zip(points, table, strict=True)),
+        out.with_suffix(".jsonl"),
+    )
     expected = cross_validated(table, [meeting.name for meeting in meetings], folds)
     found = ", ".join(f"{name} {value:.4g}" for name, value in best.items())
     figures = (
@@ -173,7 +176,3 @@ def value_of(config: DiarisationConfig, name: str) -> float:
     if not isinstance(value, float) or not math.isfinite(value):
         raise InputError(f"--options {name}: no option of diarisation that is a number with a fraction")
     return value
-
-
-def log_of(out: Path) -> Path:
-    return out.with_suffix(".jsonl")
