@@ -1,6 +1,7 @@
 """Writing files so that a reader never sees half of one."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,3 +40,30 @@ def atomic_write(path: Path | str, mode: str = "w") -> Iterator[IO]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def written_folder(folder: Path | str) -> Iterator[Path]:
+    """Give a folder beside `folder`, whose contents go there when the block ends well, and nowhere otherwise.
+
+    What of the same name is there is replaced.
+
+    Raises:
+        InputError: it cannot be written; names it.
+    """
+    folder = Path(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written: {error.strerror}") from error
+    with temporary as name:
+        yield Path(name)
+        try:
+            folder.mkdir(exist_ok=True)
+            for file in Path(name).iterdir():
+                if file.is_dir():
+                    shutil.rmtree(folder / file.name, ignore_errors=True)
+                os.replace(file, folder / file.name)
+        except OSError as error:
+            raise InputError(f"{folder}: cannot be written: {error.strerror}") from error

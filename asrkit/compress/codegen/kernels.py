@@ -1,0 +1,177 @@
+"""The innermost loops, written out for each shape of block that a network needs.
+
+A kernel keeps `rows` x `vectors` sums in registers. For each column it loads `vectors` vectors of pixels once, and adds
+them to each row with that row's weight. Zeros that pruning left cost nothing: their columns are not there.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from asrkit.compress.codegen.expressions import c_expression
+from asrkit.compress.codegen.graph import Expression
+from asrkit.compress.codegen.target import Target
+
+IN_FLIGHT = 8  # products that have to be under way for the units to be busy: their number times their latency
+SETS = 15  # of rows that a column of the masked kernel may be for: all but none of 4
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What makes one kernel different from another."""
+
+    kind: str
+    rows: int
+    vectors: int
+    epilogue: Expression
+    per_row: tuple[bool, ...]
+    """Of each operand of the epilogue, whether it is the same for all pixels of a row."""
+    prefetch: bool
+    single: bool
+    """Whether there is one pixel only, which a vector must not overrun."""
+
+
+class Kernels:
+    """The kernels that were asked for, each written once."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.names: dict[Shape, str] = {}
+        self.texts: list[str] = []
+
+    def name(self, shape: Shape) -> str:
+        """Return the name of a kernel, which is written if it is new."""
+        if shape not in self.names:
+            self.names[shape] = f"{shape.kind}_{shape.rows}x{shape.vectors}_{len(self.names)}"
+            write = {"shared": _shared, "masked": _masked, "vector": _vector}[shape.kind]
+            self.texts.append(write(self.names[shape], shape))
+        return self.names[shape]
+
+    def matmul(self, rows: int, vectors: int) -> str:
+        """Return the name of the kernel of a product of two tensors that are both computed."""
+        shape = Shape("matmul", rows, vectors, 0.0, (), False, False)
+        if shape not in self.names:
+            self.names[shape] = f"matmul_{rows}x{vectors}"
+            self.texts.append(_matmul(self.names[shape], rows, vectors))
+        return self.names[shape]
+
+
+def _signature(name: str, shape: Shape) -> str:
+    parts = [
+        "const float *x",
+        "const float *w",
+        "const int *columns",
+        "const int *counts",
+        "const float *bias",
+        "float *y",
+    ]
+    if shape.kind != "vector":
+        parts.append("const int *rows")
+    for i in range(len(shape.per_row)):
+        parts.append(f"const float *e{i}")
+        if shape.kind != "vector":
+            parts.append(f"const int *e{i}_rows")
+    return f"static NOINLINE void {name}({', '.join(parts)}) {{"
+
+
+def _sums(rows: int, vectors: int, start: str = "v_splat(bias[{r}])") -> list[str]:
+    return ["  vf " + ", ".join(f"a{r}_{v} = {start.format(r=r)}" for v in range(vectors)) + ";" for r in range(rows)]
+
+
+def _column(rows: Sequence[int], vectors: int, prefetch: bool, part: str = "") -> list[str]:
+    """Return one column's products; `part` tells sums of columns apart that are added up at the end."""
+    lines = ["const float *p = x + *columns++;"]
+    if prefetch:
+        lines.append("__builtin_prefetch(p + ahead);")
+    lines.append("vf " + ", ".join(f"x{v} = v_load(p + {v} * LANES)" for v in range(vectors)) + ";")
+    for n, r in enumerate(rows):
+        products = " ".join(f"a{r}_{v}{part} += w{n} * x{v};" for v in range(vectors))
+        lines.append(f"{{ vf w{n} = v_splat(w[{n}]); {products} }}")
+    lines.append(f"w += {len(rows)};")
+    return lines
+
+
+def _finish(shape: Shape) -> list[str]:
+    """Return the epilogue and the stores."""
+    lines = []
+    for r in range(shape.rows):
+        for v in range(shape.vectors):
+            inputs = [f"a{r}_{v}"]
+            for i, per_row in enumerate(shape.per_row):
+                place = f"e{i} + e{i}_rows[{r}]"
+                inputs.append(f"v_splat(*({place}))" if per_row else f"v_load({place} + {v} * LANES)")
+            value = c_expression(shape.epilogue, inputs)
+            if shape.single:
+                lines.append(f"  y[rows[{r}]] = ({value})[0];")
+            else:
+                lines.append(f"  v_store(y + rows[{r}] + {v} * LANES, {value});")
+    return [*lines, "}"]
+
+
+def _shared(name: str, shape: Shape) -> str:
+    """All rows of the block have the same columns."""
+    rows, vectors = shape.rows, shape.vectors
+    parts = max(1, -(-IN_FLIGHT // (rows * vectors)))
+    lines = [_signature(name, shape), *_sums(rows, vectors), "  int k = counts[0];"]
+    if shape.prefetch:
+        lines.append(f"  const int ahead = ({vectors} + counts[0] % {vectors}) * LANES;")
+    for part in range(1, parts):
+        zeros = ", ".join(f"a{r}_{v}_{part} = v_splat(0.0f)" for r in range(rows) for v in range(vectors))
+        lines.append(f"  vf {zeros};")
+    if parts > 1:
+        lines.append(f"  for (; k >= {parts}; k -= {parts}) {{")
+        for part in range(parts):
+            column = _column(range(rows), vectors, shape.prefetch, f"_{part}" if part else "")
+            lines += ["    {", *(f"      {line}" for line in column), "    }"]
+        lines.append("  }")
+    lines += [
+        "  for (; k > 0; --k) {",
+        *(f"    {line}" for line in _column(range(rows), vectors, shape.prefetch)),
+        "  }",
+    ]
+    for part in range(1, parts):
+        lines += [f"  a{r}_{v} += a{r}_{v}_{part};" for r in range(rows) for v in range(vectors)]
+    return "\n".join([*lines, *_finish(shape), ""])
+
+
+def _masked(name: str, shape: Shape) -> str:
+    """Columns come by the set of rows that need them, so that any mask does only its own products."""
+    lines = [_signature(name, shape), *_sums(shape.rows, shape.vectors)]
+    if shape.prefetch:
+        lines.append(f"  const int ahead = ({shape.vectors} + counts[0] % {shape.vectors}) * LANES;")
+    for n in range(1, SETS + 1):
+        rows = [r for r in range(shape.rows) if n >> r & 1]
+        column = _column(rows, shape.vectors, shape.prefetch)
+        lines += [f"  for (int k = counts[{n - 1}]; k > 0; --k) {{", *(f"    {line}" for line in column), "  }"]
+    return "\n".join([*lines, *_finish(shape), ""])
+
+
+def _vector(name: str, shape: Shape) -> str:
+    """For one pixel, the rows of the block fill a vector; four columns at a time keep the units busy."""
+    parts = 4
+    lines = [
+        _signature(name, shape),
+        "  vf a0 = v_load(bias), a1 = v_splat(0.0f), a2 = a1, a3 = a1;",
+        "  int k = counts[0];",
+    ]
+    products = " ".join(f"a{i} += v_load(w + {i} * LANES) * x[columns[{i}]];" for i in range(parts))
+    lines.append(f"  for (; k >= {parts}; k -= {parts}, columns += {parts}, w += {parts} * LANES) {{ {products} }}")
+    lines.append("  for (; k > 0; --k, w += LANES) a0 += v_load(w) * x[*columns++];")
+    inputs = ["((a0 + a1) + (a2 + a3))", *(f"v_load(e{i})" for i in range(len(shape.per_row)))]
+    lines += [f"  v_store(y, {c_expression(shape.epilogue, inputs)});", "}"]
+    return "\n".join([*lines, ""])
+
+
+def _matmul(name: str, rows: int, vectors: int) -> str:
+    """The weights are numbers with steps of their own, from row to row and from column to column."""
+    lines = [
+        f"static NOINLINE void {name}(const float *s, int row, int step, const float *x, int next, int count, float *y, int out) {{",
+        *_sums(rows, vectors, "v_splat(0.0f)"),
+        "  for (int k = 0; k < count; ++k, s += step, x += next) {",
+        "    vf " + ", ".join(f"x{v} = v_load(x + {v} * LANES)" for v in range(vectors)) + ";",
+    ]
+    for r in range(rows):
+        products = " ".join(f"a{r}_{v} += w{r} * x{v};" for v in range(vectors))
+        lines.append(f"    {{ vf w{r} = v_splat(s[{r} * row]); {products} }}")
+    lines.append("  }")
+    lines += [f"  v_store(y + {r} * out + {v} * LANES, a{r}_{v});" for r in range(rows) for v in range(vectors)]
+    return "\n".join([*lines, "}", ""])

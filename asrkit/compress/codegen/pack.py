@@ -1,0 +1,126 @@
+"""Weights of a product in the order in which its kernel reads them: blocked compressed storage with rows reordered.
+
+Rows that lie next to each other in a block share a list of columns (in the terms of 2111.11581, section 5: occurrence,
+column stride and compact column, with the weights of a block column after column). Which rows make a block, and which
+kernel reads it, is chosen by an estimate of what it takes.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from asrkit.compress.codegen.steps import Product
+from asrkit.compress.codegen.target import Target
+
+MASKED_ROWS = 4  # rows of a block whose columns are grouped by which of the rows need them
+BLOCK_COST = 12.0  # of beginning and ending a block, in the same unit as below: products of vectors
+
+
+@dataclass
+class Packed:
+    """Blocks of rows for one kernel."""
+
+    kernel: Literal["shared", "masked", "vector"]
+    rows: int
+    """Rows of a block; the last `len(order) % rows` make a block of their own, but for the vector kernel."""
+    order: np.ndarray
+    """(O,) which row comes when."""
+    counts: np.ndarray
+    """(blocks, 1) columns of each block; for the masked kernel (blocks, 15), by the set of rows."""
+    columns: np.ndarray
+    """Offsets into the input, of all blocks one after another, int32."""
+    weights: np.ndarray
+    """In the order of the columns, those of the rows of a column together, float32."""
+
+    @property
+    def stored(self) -> int:
+        return len(self.weights)
+
+
+def pack(step: Product, target: Target) -> Packed:
+    """Choose the kernel, the size of blocks and the order of rows that should take least."""
+    if step.pixels == 1 and len(step.columns) == 1:
+        return _pack(step, "vector", target.lanes, np.arange(len(step.weight)))
+    vectors = -(-step.pixels // target.lanes)
+    used = step.weight != 0
+    best: tuple[float, str, int, np.ndarray] | None = None
+    for order in _orders(used, len(step.columns)):
+        ordered = used[order]
+        for rows, most in target.tiles.items():
+            if rows > 1 and (len(order) // len(step.columns)) % rows and len(step.columns) > 1:
+                continue  # a block would reach into another group
+            width = min(most, vectors)
+            for kernel in ("shared", "masked") if rows == MASKED_ROWS else ("shared",):
+                cost = _cost(ordered, rows, width, kernel)
+                if best is None or cost < best[0]:
+                    best = cost, kernel, rows, order
+    assert best is not None
+    return _pack(step, *best[1:])
+
+
+def _orders(used: np.ndarray, groups: int) -> Iterator[np.ndarray]:
+    """Yield orders of rows: as they are, and equal ones together with the emptiest last, within each group."""
+    natural = np.arange(len(used))
+    yield natural
+    if used.all():
+        return
+    patterns = np.packbits(used, axis=1)
+    keys = [patterns[:, i] for i in range(min(patterns.shape[1], 64))]
+    order = np.lexsort((*keys, -used.sum(axis=1), natural // (len(used) // groups)))
+    if not np.array_equal(order, natural):
+        yield order
+
+
+def _cost(used: np.ndarray, rows: int, width: int, kernel: str) -> float:
+    """Return about how many half cycles a tile of `width` vectors takes: a product or a load each."""
+    total = 0.0
+    for block in _blocks(used, rows):
+        here = len(block)
+        counts = block.sum(axis=0)
+        if kernel == "shared":
+            columns = np.count_nonzero(counts)
+            total += columns * max(here * width, width + here, 8 if here * width < 4 else 0)
+        else:
+            counts = counts[counts > 0]
+            total += np.maximum(counts * width, counts + width).sum() + 15 * 2
+        total += BLOCK_COST + here * width
+    return total / width
+
+
+def _blocks(used: np.ndarray, rows: int) -> Iterator[np.ndarray]:
+    for first in range(0, len(used), rows):
+        yield used[first : first + rows]
+
+
+def _pack(step: Product, kernel: str, rows: int, order: np.ndarray) -> Packed:
+    weight = step.weight[order]
+    groups = order // (len(order) // len(step.columns))
+    counts, columns, weights = [], [], []
+    for first in range(0, len(order), rows):
+        block = weight[first : first + rows]
+        if kernel == "vector" and len(block) < rows:
+            block = np.pad(block, ((0, rows - len(block)), (0, 0)))
+        offsets = step.columns[groups[first]]
+        used = block != 0
+        if kernel == "masked" and len(block) == MASKED_ROWS:
+            sets = (used * (1 << np.arange(MASKED_ROWS))[:, None]).sum(axis=0)
+            chosen = [np.flatnonzero(sets == n) for n in range(1, 1 << MASKED_ROWS)]
+            counts.append([len(found) for found in chosen])
+            for n, found in enumerate(chosen, 1):
+                columns.append(offsets[found])
+                weights.append(block[[r for r in range(MASKED_ROWS) if n >> r & 1]][:, found].T.ravel())
+        else:
+            found = np.flatnonzero(used.any(axis=0))
+            counts.append([len(found), *[0] * ((1 << MASKED_ROWS) - 2)] if kernel == "masked" else [len(found)])
+            columns.append(offsets[found])
+            weights.append(block[:, found].T.ravel())
+    return Packed(
+        kernel,
+        rows,
+        order,
+        np.array(counts, np.int32),
+        np.concatenate(columns).astype(np.int32),
+        np.concatenate(weights).astype(np.float32),
+    )
