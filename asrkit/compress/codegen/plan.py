@@ -181,29 +181,30 @@ class Planner:
 
     def _map(self, op: Op) -> View:
         inputs = [views.expanded(self.views[x], op.shape) for x in op.inputs]
-        out = self._out_of_map(op)
+        repeated = [i for i in range(len(op.shape)) if all(_same_everywhere(view.dims[i]) for view in inputs)]
+        shape = tuple(1 if i in repeated else n for i, n in enumerate(op.shape))
+        inputs = [_without(view, repeated) for view in inputs]
+        out = self._out_of_map(op, shape, inputs)
         for i, view in enumerate(inputs):
+            if view.buffer.kind == "constant":
+                inputs[i] = view = _constant_like(out, view)
             try:
                 list(views.loops([out, view]))
             except ValueError:
-                inputs[i] = self._copy(view, ordered(self.new(prod(op.shape)), op.shape, range(len(op.shape))), op.path)
+                inputs[i] = self._copy(view, ordered(self.new(prod(shape)), shape, range(len(shape))), op.path)
         self.steps.append(Elementwise(path=op.path, out=out, expression=op.attrs["expression"], inputs=inputs))
-        return out
+        return views.expanded(out, op.shape)
 
-    def _out_of_map(self, op: Op) -> View:
-        if len(op.shape) in (3, 4) and any(user.kind == "conv" for user in self.users[op]):
-            return _with_batch(self.planes(op.shape[1], *_size(op.shape)), len(op.shape))
-        full = [self.views[x] for x in op.inputs if prod(x.shape) == prod(op.shape)]
-        full.sort(key=lambda view: view.buffer.kind != "workspace")
+    def _out_of_map(self, op: Op, shape: Sequence[int], inputs: Sequence[View]) -> View:
+        if len(shape) in (3, 4) and any(user.kind == "conv" for user in self.users[op]):
+            return _with_batch(self.planes(shape[1], *_size(shape)), len(shape))
+        full = [view for view in inputs if view.buffer.kind != "constant" and 0 not in (s for _, s in view.factors)]
         if not full:
-            return self.like(ordered(self.new(0), op.shape, range(len(op.shape))))
-        source = views.expanded(full[0], op.shape)
-        if (
-            source.buffer in self.pictures
-            and len(op.shape) == 4
-            and source.dims[2:] == self.pictures[source.buffer].factors
-        ):
-            return _with_batch(self.planes(op.shape[1], *_size(op.shape)), 4)
+            return self.like(ordered(self.new(0), shape, range(len(shape))))
+        source = min(full, key=lambda view: view.buffer.kind != "workspace")
+        picture = self.pictures.get(source.buffer)
+        if picture and len(shape) == 4 and source.dims[2:] == picture.factors:
+            return _with_batch(self.planes(shape[1], *_size(shape)), 4)
         return self.like(source)
 
     def _concat(self, op: Op) -> View:
@@ -304,6 +305,9 @@ class Planner:
         if prod(_size(op.shape)) == 1:
             buffer, start, taps, offsets = self._single(op, x)
         elif self._in_place(op, x):
+            buffer, start, taps, offsets = self._direct(op, x, out)
+        elif self._in_place(op, copy := self.planes(*x.shape)):
+            x = self._copy(x, copy, op.path)
             buffer, start, taps, offsets = self._direct(op, x, out)
         else:
             buffer, start, taps, offsets = self._gathered(op, x, out)
@@ -477,6 +481,26 @@ def _side_by_side(view: View, dim: int) -> bool:
     """Return whether a dimension of a view fills vectors."""
     factors = view.dims[dim]
     return view.buffer.kind == "workspace" and (not factors or (len(factors) == 1 and factors[0][1] == 1))
+
+
+def _same_everywhere(factors: views.Factors) -> bool:
+    return all(stride == 0 for _, stride in factors)
+
+
+def _without(view: View, dims: Sequence[int]) -> View:
+    """Return the first elements of dimensions."""
+    return View(view.buffer, view.offset, tuple(() if i in dims else dim for i, dim in enumerate(view.dims)))
+
+
+def _constant_like(out: View, view: View) -> View:
+    """Return a constant whose dimensions lie in the order of those of `out`."""
+    order = _order(out)
+    repeated = [i for i in order if _same_everywhere(view.dims[i])]
+    kept = _without(view, repeated)
+    positions = view.offset + views.positions(tuple(f for i in order for f in kept.dims[i]))
+    array = view.buffer.array.ravel()[positions]
+    moved = ordered(Buffer("constant", array.size, array=array), kept.shape, order)
+    return views.expanded(moved, view.shape)
 
 
 def _turned(view: View) -> View:

@@ -2,6 +2,8 @@
 
 import ctypes
 import json
+import shutil
+import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -98,18 +100,23 @@ def load_network(folder: Path | str) -> Network:
         raise InputError(f"{error.filename}: {error.strerror}") from error
     except ValueError as error:
         raise InputError(f"{folder / METADATA}: damaged") from error
-    try:
-        library = ctypes.CDLL(str((folder / LIBRARY).resolve()))
-    except OSError as error:
-        raise InputError(
-            f"{folder / LIBRARY}: no library for this machine: build it with cmake, or compile again"
-        ) from error
+    library = _load_library(folder / LIBRARY)
     weights = _aligned(len(contents))
     weights[:] = np.frombuffer(contents, np.uint8)
     check = getattr(library, f"{metadata['name']}_check")
     if wrong := check(ctypes.c_void_p(weights.ctypes.data), ctypes.c_ulonglong(len(contents))):
         raise InputError(f"{folder / WEIGHTS}: {WRONG[wrong]}")
     return Network(folder, metadata, weights, library)
+
+
+def _load_library(path: Path) -> ctypes.CDLL:
+    """Load a copy, under a name of its own: of a name that was loaded before, the system would give the old library."""
+    try:
+        with tempfile.NamedTemporaryFile(suffix=".so") as copy:
+            shutil.copyfile(path, copy.name)
+            return ctypes.CDLL(copy.name)
+    except OSError as error:
+        raise InputError(f"{path}: no library for this machine: build it with cmake, or compile again") from error
 
 
 def _aligned(size: int) -> np.ndarray:

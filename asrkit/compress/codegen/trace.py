@@ -47,7 +47,7 @@ class Tracer:
                 self.graph.inputs.append(self.values[node])
             elif node.op == "output":
                 self.graph.outputs = [self.tensor(self.values[value], "output") for value in node.args[0]]
-            else:
+            elif node.users:  # what has none are assertions
                 self.values[node] = self._call(node)
 
     def add(self, kind: str, inputs: list[Op], shape: Sequence[int], path: str, **attrs: Any) -> Op:

@@ -25,7 +25,8 @@ INLINE vf v_min(vf a, vf b) { return v_choose(a < b, a, b); }
 INLINE vf v_abs(vf x) { return (vf)((vi)x & 0x7fffffff); }
 /* exp: 2^n by the exponent's bits, times a polynomial of the rest, |rest| <= ln(2) / 2 (Cephes' coefficients). */
 INLINE vf v_exp(vf x) {
-  x = v_min(v_max(x, v_splat(-87.3f)), v_splat(88.3f));
+  vi tiny = x < v_splat(-87.0f); /* numbers below the smallest normal one would take a hundred times as long */
+  x = v_min(v_max(x, v_splat(-87.0f)), v_splat(88.3f));
   vf rounder = v_splat(12582912.0f); /* 1.5 * 2^23: the sum has no digits behind the point */
   vf n = (x * 1.44269504f + rounder) - rounder;
   vf r = x - n * 0.693359375f + n * 2.12194440e-4f;
@@ -36,7 +37,7 @@ INLINE vf v_exp(vf x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  return p * (vf)((__builtin_convertvector(n, vi) + 127) << 23);
+  return v_choose(tiny, v_splat(0.0f), p * (vf)((__builtin_convertvector(n, vi) + 127) << 23));
 }
 INLINE vf v_sigmoid(vf x) { return 1.0f / (1.0f + v_exp(-x)); }
 INLINE vf v_silu(vf x) { return x / (1.0f + v_exp(-x)); }
@@ -62,12 +63,11 @@ INLINE vf v_erf(vf x) {
   vf y = 1.0f - p * t * v_exp(-a * a);
   return v_choose(x < v_splat(0.0f), -y, y);
 }
-INLINE vf v_rsqrt(vf x) { /* three steps of Newton's from the famous first guess */
-  vf y = (vf)(0x5f3759df - ((vi)x >> 1));
-  for (int i = 0; i < 4; ++i) y = y * (1.5f - 0.5f * x * y * y);
+INLINE vf v_sqrt(vf x) {
+  vf y;
+  for (int i = 0; i < LANES; ++i) y[i] = __builtin_sqrtf(x[i]); /* an instruction wherever there are vectors */
   return y;
 }
-INLINE vf v_sqrt(vf x) { return v_choose(x > v_splat(0.0f), x * v_rsqrt(x), v_splat(0.0f)); }
 
 INLINE void copy_row(float *y, const float *x, int begin, int end, int width, int step) {
   for (int j = 0; j < begin; ++j) y[j] = 0.0f;
