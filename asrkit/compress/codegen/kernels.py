@@ -12,6 +12,7 @@ from asrkit.compress.codegen.graph import Expression
 from asrkit.compress.codegen.target import Target
 
 IN_FLIGHT = 8  # products that have to be under way for the units to be busy: their number times their latency
+AHEAD = 512  # floats: weights are read once, one after another, and asked for that early
 SETS = 15  # of rows that a column of the masked kernel may be for: all but none of 4
 
 
@@ -87,6 +88,7 @@ def _column(rows: Sequence[int], vectors: int, prefetch: bool, part: str = "") -
         products = " ".join(f"a{r}_{v}{part} += w{n} * x{v};" for v in range(vectors))
         lines.append(f"{{ vf w{n} = v_splat(w[{n}]); {products} }}")
     lines.append(f"w += {len(rows)};")
+    lines.append(f"__builtin_prefetch(w + {AHEAD});")
     return lines
 
 
@@ -154,7 +156,8 @@ def _vector(name: str, shape: Shape) -> str:
         "  int k = counts[0];",
     ]
     products = " ".join(f"a{i} += v_load(w + {i} * LANES) * x[columns[{i}]];" for i in range(parts))
-    lines.append(f"  for (; k >= {parts}; k -= {parts}, columns += {parts}, w += {parts} * LANES) {{ {products} }}")
+    lines.append(f"  for (; k >= {parts}; k -= {parts}, columns += {parts}, w += {parts} * LANES) {{")
+    lines.append(f"    __builtin_prefetch(w + {AHEAD});\n    {products}\n  }}")
     lines.append("  for (; k > 0; --k, w += LANES) a0 += v_load(w) * x[*columns++];")
     inputs = ["((a0 + a1) + (a2 + a3))", *(f"v_load(e{i})" for i in range(len(shape.per_row)))]
     lines += [f"  v_store(y, {c_expression(shape.epilogue, inputs)});", "}"]
