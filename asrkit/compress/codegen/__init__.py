@@ -5,6 +5,6 @@
 
 from asrkit.compress.codegen.artefact import compile_network
 from asrkit.compress.codegen.runtime import Network, load_network
-from asrkit.compress.codegen.target import TARGETS, Target, native_target
+from asrkit.compress.codegen.target import TARGETS, Target, native_target, runs_here
 
-__all__ = ["TARGETS", "Network", "Target", "compile_network", "load_network", "native_target"]
+__all__ = ["TARGETS", "Network", "Target", "compile_network", "load_network", "native_target", "runs_here"]

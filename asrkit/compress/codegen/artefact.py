@@ -1,6 +1,7 @@
 """The folder that a compiled network is: C, weights, what they are, and a test of both."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,15 @@ from asrkit.compress.codegen.emit import Emitter
 from asrkit.compress.codegen.graph import fuse
 from asrkit.compress.codegen.plan import Plan, plan
 from asrkit.compress.codegen.runtime import LIBRARY, METADATA, WEIGHTS, load_network
-from asrkit.compress.codegen.steps import Product
-from asrkit.compress.codegen.target import FREESTANDING, Target, compile_library, native_target
+from asrkit.compress.codegen.steps import Product, Winograd
+from asrkit.compress.codegen.target import FREESTANDING, Target, compile_library, native_target, runs_here
 from asrkit.compress.codegen.trace import trace
 from asrkit.compress.codegen.views import View
 from asrkit.errors import InputError
 from asrkit.files import written_folder
 
 TEMPLATES = Path(__file__).parent / "c"
+RESERVED = {"all", "clean", "help", "install", "package", "test"}  # targets that cmake makes itself
 TOLERANCE = 1e-4  # largest accepted difference from torch, relative to the largest output where this is above 1
 
 
@@ -46,18 +48,17 @@ def compile_network(
         InputError: the network has an operator that the compiler does not know (with the layer's path), there is no C
             compiler, the results differ from torch's by more than TOLERANCE, or the folder cannot be written.
     """
-    folder, native = Path(folder), native_target()
-    target = target or native
-    if not name.isidentifier():
+    folder, target = Path(folder), target or native_target()
+    if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII) or name in RESERVED:
         raise InputError(f"'{name}' cannot be the name of functions in C")
     graph = trace(model, inputs)
     fuse(graph)
-    planned = plan(graph, target.lanes, states)
+    planned = plan(graph, target, states)
     emitter = Emitter(planned, target)
     weights = emitter.weights.file()
     with torch.inference_mode():
         expected = model(*inputs)
-    outputs = [x.float().numpy() for x in ([expected] if isinstance(expected, Tensor) else expected)]
+    outputs = [x.float().numpy() for x in _tensors(expected)]
     values = _values(emitter, planned, target, name, len(weights))
     with written_folder(folder) as inside:
         for template, file in {"model.c": f"{name}.c", "model.h": f"{name}.h"}.items():
@@ -67,9 +68,16 @@ def compile_network(
         (inside / WEIGHTS).write_bytes(weights)
         _write_test(inside / "test", planned, [x.float().numpy() for x in inputs], outputs)
         (inside / METADATA).write_text(json.dumps(_metadata(emitter, planned, target, name, states), indent=1))
-        if target.name == native.name:
+        if runs_here(target):
             compile_library(inside / f"{name}.c", inside / LIBRARY, target)
             _compare(inside, inputs, outputs)
+
+
+def _tensors(outputs: Any) -> list[Tensor]:
+    """Return the tensors in tuples, lists and dictionaries in the order in which torch.export gives them."""
+    if isinstance(outputs, Tensor):
+        return [outputs]
+    return [x for part in (outputs.values() if isinstance(outputs, dict) else outputs) for x in _tensors(part)]
 
 
 def _filled(template: str, values: dict[str, Any]) -> str:
@@ -133,11 +141,15 @@ def _metadata(emitter: Emitter, planned: Plan, target: Target, name: str, states
             "macs": step.macs,
             "weights": step.weight.size,
             "nonzero": int(np.count_nonzero(step.weight)),
-            "stored": emitter.packed[i].stored,
-            "kernel": f"{emitter.packed[i].kernel} {emitter.packed[i].rows}",
+            "stored": step.stored if isinstance(step, Winograd) else emitter.packed[i].stored,
+            "kernel": (
+                f"winograd {step.tiling.tile}"
+                if isinstance(step, Winograd)
+                else f"{emitter.packed[i].kernel} {emitter.packed[i].rows}"
+            ),
         }
         for i, step in enumerate(planned.steps)
-        if isinstance(step, Product)
+        if isinstance(step, (Product, Winograd))
     ]
     return {
         "name": name,

@@ -1,13 +1,12 @@
-"""The C of a plan: one function a step, one kernel for each shape of block that occurs, all weights in a file beside it."""
+"""The C of a plan: one function a step, one kernel for each shape of block that occurs, weights in a file beside it."""
 
 from collections.abc import Callable, Sequence
 from math import prod
 
 import numpy as np
 
-from asrkit.compress.codegen import views
+from asrkit.compress.codegen import views, winograd
 from asrkit.compress.codegen.expressions import c_expression
-from asrkit.compress.codegen.graph import IDENTITY, Expression
 from asrkit.compress.codegen.kernels import Kernels, Shape
 from asrkit.compress.codegen.pack import Packed, pack
 from asrkit.compress.codegen.plan import Plan
@@ -16,13 +15,13 @@ from asrkit.compress.codegen.steps import (
     Elementwise,
     Gather,
     LayerNorm,
+    Lookup,
     Matmul,
     Pool,
     Product,
     Reduce,
-    Rows,
     Softmax,
-    Step,
+    Winograd,
 )
 from asrkit.compress.codegen.target import Target
 from asrkit.compress.codegen.views import Buffer, View
@@ -197,6 +196,9 @@ class Emitter:
 
         return call
 
+    def _winograd(self, step: Winograd) -> list[str]:
+        return winograd.emit(step, self)
+
     # --- loops over views
 
     def _nest(self, outer: Sequence[tuple[int, tuple[int, ...]]], pointers: list[str]) -> tuple[list[str], list[str]]:
@@ -215,7 +217,7 @@ class Emitter:
         )
         lines.append(f"float *y = {pointers[0]};")
         lines += [f"const float *x{i} = {p};" for i, p in enumerate(pointers[1:])]
-        room = self._room(step.out, [stride[0] for _, stride in outer], length) and strides[0] == 1
+        room = step.room and self._room(step.out, [stride[0] for _, stride in outer], length) and strides[0] == 1
 
         def set_vector(count: int) -> str:
             loads = [
@@ -278,17 +280,18 @@ class Emitter:
     def _pool(self, step: Pool) -> list[str]:
         (channels, apart), (tall, row), (wide, column) = map(_only, step.x.dims)
         (_, plane), (height, pitch), (width, _) = map(_only, step.out.dims)
-        sizes = (tall, wide, row, column, *step.kernel, *step.stride, *step.padding, int(step.count_padding))
+        numbers = (tall, wide, row, column, *step.kernel, *step.stride, *step.padding, int(step.count_padding))
+        sizes = ", ".join(map(str, numbers))
         return [
             f"const float *x = {self.pointer(step.x.buffer, step.x.offset)};",
             f"float *y = {self.pointer(step.out.buffer, step.out.offset)};",
             "PARALLEL",
             f"for (int c = 0; c < {channels}; ++c)",
             f"  for (int i = 0; i < {height}; ++i)",
-            f"    pool_row_{step.how}(y + c * {plane} + i * {pitch}, x + c * {apart}, i, {width}, {', '.join(map(str, sizes))});",
+            f"    pool_row_{step.how}(y + c * {plane} + i * {pitch}, x + c * {apart}, i, {width}, {sizes});",
         ]
 
-    # --- over several elements: vectors go along other dimensions than those that are summed, where these lie side by side
+    # --- over several elements: vectors go along other dimensions than those that are summed
 
     def _over(self, kept: Sequence[View], body: Callable[[int], list[str]]) -> list[str]:
         """Return loops over views, the first written to; `body(count)` is for `count` elements at *y, *x0, *x1, …"""
@@ -375,6 +378,20 @@ class Emitter:
 
         kept = [_without(view, [0]) for view in (step.out, step.x, *step.operands)]
         return [f"const float *weight = {weight}, *bias = {bias};", *self._over(kept, body)]
+
+    def _lookup(self, step: Lookup) -> list[str]:
+        rows, dim = step.table.shape
+        ((count, apart),) = map(_only, step.x.dims)
+        (_, down), (_, beside) = map(_only, step.out.dims)
+        return [
+            f"const float *x = {self.pointer(step.x.buffer, step.x.offset)}, *table = {self.array(step.table)};",
+            f"float *y = {self.pointer(step.out.buffer, step.out.offset)};",
+            f"for (int p = 0; p < {count}; ++p) {{",
+            f"  const float number = x[p * {apart}];",
+            f"  const float *row = table + (number < {rows - 1} ? number > 0 ? (int)number : 0 : {rows - 1}) * {dim};",
+            f"  for (int d = 0; d < {dim}; ++d) y[d * {down} + p * {beside}] = row[d];",
+            "}",
+        ]
 
     def _matmul(self, step: Matmul) -> list[str]:
         (count, scalar_step), (_, pixel_step) = _only(step.scalars.dims[-1]), _only(step.pixels.dims[-2])

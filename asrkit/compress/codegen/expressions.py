@@ -11,6 +11,7 @@ FUNCTIONS = {
     "max": "v_max({0}, {1})",
     "min": "v_min({0}, {1})",
     "exp": "v_exp({0})",
+    "log": "v_log({0})",
     "sqrt": "v_sqrt({0})",
     "sigmoid": "v_sigmoid({0})",
     "silu": "v_silu({0})",

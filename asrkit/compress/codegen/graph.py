@@ -3,7 +3,7 @@
 | kind | inputs | attributes |
 |---|---|---|
 | input, constant | | index; array |
-| conv | x (1, I, H, W), more of the epilogue | weight (O, I / groups, kh, kw), bias, stride, padding, dilation, groups, epilogue |
+| conv | x (1, I, H, W), more of the epilogue | weight (O, I / groups, kh, kw), bias, epilogue, stride, padding, … |
 | linear | x (…, I), more of the epilogue | weight (O, I), bias, epilogue |
 | matmul | a (…, M, K), b (…, K, N) | |
 | map | any that broadcast | expression |
@@ -11,6 +11,7 @@
 | softmax | x | dim |
 | reduce | x | dims, how (sum, mean, max) |
 | pool | x (1, C, H, W) | how (mean, max), kernel, stride, padding, count_padding |
+| lookup | numbers (…) of rows | weight (V, D) |
 | concat | any | dim |
 | view | x | how: a function of a View that gives a View, or None where data must move first |
 
@@ -27,6 +28,7 @@ import numpy as np
 
 Expression = tuple | float
 IDENTITY: Expression = ("x", 0)
+SCALE_AND_SHIFT: Expression = ("add", ("mul", ("x", 0), ("x", 1)), ("x", 2))
 WITH_EPILOGUE = ("conv", "linear", "layer_norm")
 
 
@@ -68,9 +70,12 @@ def fuse(graph: Graph) -> None:
     """Compute elementwise operations where their inputs are made, where these are used by nothing else.
 
     A chain of them becomes one expression; one of what a convolution, a linear layer or a layer norm gives becomes its
-    epilogue, so its output never goes to memory in between.
+    epilogue, so its output never goes to memory in between. A batch norm of a convolution disappears in its weights.
     """
     count = uses(graph)
+    for op in graph.ops:
+        if op.kind == "map":
+            _scale_weights(op, count)
     for op in graph.ops:
         if op.kind == "map":
             for i in reversed(range(len(op.inputs))):
@@ -85,6 +90,20 @@ def fuse(graph: Graph) -> None:
 
 def _alone(inner: Op, outer: Op, count: Counter[Op]) -> bool:
     return count[inner] == 1 and inner.shape == outer.shape
+
+
+def _scale_weights(op: Op, count: Counter[Op]) -> None:
+    """Turn a map into the convolution that it reads, if it but scales and shifts its channels."""
+    conv, *channels = op.inputs
+    one_each = (op.shape[1:2] or (1,)) + (1,) * (len(op.shape) - 2)
+    if conv.kind != "conv" or op.attrs["expression"] != SCALE_AND_SHIFT or not _alone(conv, op, count):
+        return
+    if any(x.kind != "constant" or x.shape != one_each for x in channels):
+        return
+    scale, shift = (x.attrs["array"].ravel() for x in channels)
+    weight, bias = (np.asarray(conv.attrs[name]) for name in ("weight", "bias"))
+    attrs = {**conv.attrs, "weight": weight * scale.reshape(-1, 1, 1, 1), "bias": bias * scale + shift}
+    op.kind, op.inputs, op.attrs, op.path = conv.kind, conv.inputs, attrs, conv.path
 
 
 def _inline(op: Op, i: int) -> None:

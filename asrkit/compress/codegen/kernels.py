@@ -47,6 +47,11 @@ class Kernels:
             self.texts.append(write(self.names[shape], shape))
         return self.names[shape]
 
+    def include(self, text: str) -> None:
+        """Add C that is not there yet."""
+        if text not in self.texts:
+            self.texts.append(text)
+
     def matmul(self, rows: int, vectors: int) -> str:
         """Return the name of the kernel of a product of two tensors that are both computed."""
         shape = Shape("matmul", rows, vectors, 0.0, (), False, False)
@@ -167,7 +172,8 @@ def _vector(name: str, shape: Shape) -> str:
 def _matmul(name: str, rows: int, vectors: int) -> str:
     """The weights are numbers with steps of their own, from row to row and from column to column."""
     lines = [
-        f"static NOINLINE void {name}(const float *s, int row, int step, const float *x, int next, int count, float *y, int out) {{",
+        f"static NOINLINE void {name}(const float *s, int row, int step, const float *x, int next, int count,",
+        "    float *y, int out) {",
         *_sums(rows, vectors, "v_splat(0.0f)"),
         "  for (int k = 0; k < count; ++k, s += step, x += next) {",
         "    vf " + ", ".join(f"x{v} = v_load(x + {v} * LANES)" for v in range(vectors)) + ";",

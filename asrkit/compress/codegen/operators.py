@@ -1,7 +1,7 @@
 """What each operator of torch is in a `Graph`; names and arguments are those of torch.ops.aten.
 
 A handler takes the tracer, the path of the layer, the shape of the result, and the operator's arguments by name. It may
-ask for `name`, the operator's own, and for `alone`: whether its result has one user.
+ask for `name`, the operator's own.
 """
 
 import math
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from asrkit.compress.codegen import views
-from asrkit.compress.codegen.graph import Expression, Op
+from asrkit.compress.codegen.graph import SCALE_AND_SHIFT, Expression, Op
 from asrkit.compress.codegen.views import View
 from asrkit.errors import InputError
 
@@ -29,6 +29,8 @@ ELEMENTWISE: dict[str, Expression] = {
     "silu": ("silu", A),
     "tanh": ("tanh", A),
     "exp": ("exp", A),
+    "log": ("log", A),
+    "log_sigmoid": ("sub", ("min", A, 0.0), ("log", ("add", 1.0, ("exp", ("min", A, ("neg", A)))))),
     "erf": ("erf", A),
     "sqrt": ("sqrt", A),
     "rsqrt": ("div", 1.0, ("sqrt", A)),
@@ -43,10 +45,12 @@ ELEMENTWISE: dict[str, Expression] = {
     "div": ("div", A, B),
     "maximum": ("max", A, B),
     "minimum": ("min", A, B),
-    "logical_and": ("mul", A, B),
+    "logical_and": ("ne", ("mul", A, B), 0.0),
     "bitwise_and": ("mul", A, B),
-    "logical_or": ("max", A, B),
+    "logical_or": ("max", ("ne", A, 0.0), ("ne", B, 0.0)),
     "bitwise_or": ("max", A, B),
+    "__and__": ("mul", A, B),
+    "__or__": ("max", A, B),
     **{name: (name, A, B) for name in ("ge", "gt", "le", "lt", "eq", "ne")},
 }
 OPERATORS: dict[str, Callable[..., Any]] = {}
@@ -64,7 +68,12 @@ def handles(*names: str) -> Callable:
 
 
 @handles(*ELEMENTWISE)
-def _elementwise(t, path, shape, x, other=None, *, name, **_):
+def _elementwise(t, path, shape, x, other=None, rounding_mode=None, *, name, **_):
+    if rounding_mode:
+        raise InputError(f"{path}: division that rounds is not known to the compiler")
+    whole = any(isinstance(value, Op) and value not in t.truths for value in (x, other))
+    if whole and name.startswith(("bitwise", "__")):
+        raise InputError(f"{path}: operator '{name}' of whole numbers is unknown to the compiler")
     return t.map(ELEMENTWISE[name], [x] if other is None else [x, other], shape, path)
 
 
@@ -134,13 +143,9 @@ def _pow(t, path, shape, x, exponent, **_):
 def _batch_norm(t, path, shape, x, weight, bias, running_mean, running_var, eps, **_):
     scale = (running_var.double() + eps).rsqrt() * (1 if weight is None else weight.double())
     shift = (0 if bias is None else bias.double()) - running_mean.double() * scale
-    if x.kind == "conv" and x.attrs["alone"]:
-        x.attrs["weight"] = (x.attrs["weight"].double() * scale.reshape(-1, 1, 1, 1)).float()
-        x.attrs["bias"] = (x.attrs["bias"].double() * scale + shift).float()
-        return x
     one_each = [-1, *[1] * (len(shape) - 2)]
     values = [x, scale.float().reshape(one_each), shift.float().reshape(one_each)]
-    return t.map(("add", ("mul", A, B), C), values, shape, path)
+    return t.map(SCALE_AND_SHIFT, values, shape, path)
 
 
 @handles("_native_batch_norm_legit_no_training")
@@ -158,13 +163,10 @@ def _linear(t, path, shape, x, weight, bias=None, **_):
     return t.add("linear", [x], shape, path, weight=weight, bias=bias)
 
 
-@handles("conv1d", "conv2d", "convolution")
-def _conv(
-    t, path, shape, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, *, alone, transposed=False, **_
-):
+@handles("conv1d", "conv2d")
+def _conv(t, path, shape, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     _known(path, weight, bias)
-    if transposed or weight.dim() not in (3, 4):
-        raise InputError(f"{path}: of convolutions the compiler knows those of one and of two dimensions")
+    _one_picture(path, x, weight.dim())
     if padding in ("same", "valid"):
         dilations = dilation if isinstance(dilation, (list, tuple)) else [dilation] * (weight.dim() - 2)
         padding = [
@@ -180,12 +182,17 @@ def _conv(
     bias = torch.zeros(len(weight)) if bias is None else bias
     if weight.dim() == 3:
         weight = weight[:, :, None]
-    return t.add("conv", [x], shape, path, weight=weight, bias=bias, groups=groups, alone=alone, **pairs)
+    return t.add("conv", [x], shape, path, weight=weight, bias=bias, groups=groups, **pairs)
 
 
 def _known(path: str, *values: Any) -> None:
     if any(isinstance(value, Op) for value in values):
         raise InputError(f"{path}: weights that depend on the input are not known to the compiler")
+
+
+def _one_picture(path: str, x: Op, rank: int) -> None:
+    if len(x.shape) != rank or x.shape[0] != 1:
+        raise InputError(f"{path}: an input of shape {x.shape}: the compiler wants a batch of 1")
 
 
 def _pair(value: int | Sequence[int], neutral: int, dims: int = 2) -> tuple[int, int]:
@@ -226,6 +233,8 @@ def _attention(t, path, shape, query, key, value, attn_mask=None, scale=None, is
     found = t.add("matmul", [t.map(("mul", A, float(factor)), [query], query.shape, path), keys], scores, path)
     if isinstance(attn_mask, Tensor) and attn_mask.dtype == torch.bool:
         attn_mask = torch.zeros(attn_mask.shape).masked_fill(~attn_mask, -1e9)
+    if attn_mask in t.truths:
+        attn_mask = t.map(("where", A, 0.0, -1e9), [attn_mask], attn_mask.shape, path)
     if attn_mask is not None:
         found = t.map(("add", A, B), [found, attn_mask], scores, path)
     weights = t.add("softmax", [found], scores, path, dim=len(scores) - 1)
@@ -245,9 +254,17 @@ def _layer_norm(t, path, shape, x, normalized_shape, weight=None, bias=None, eps
     return t.add("layer_norm", [x], shape, path, weight=weight, bias=bias, epsilon=float(eps))
 
 
-@handles("softmax", "_softmax")
+@handles("softmax")
 def _softmax(t, path, shape, x, dim, **_):
     return t.add("softmax", [x], shape, path, dim=dim % len(shape))
+
+
+@handles("log_softmax")
+def _log_softmax(t, path, shape, x, dim, **_):
+    top = _reduce(t, path, (), x, dim, keepdim=True, name="amax")
+    below = t.map(("sub", A, B), [x, top], shape, path)
+    total = _reduce(t, path, (), t.map(("exp", A), [below], shape, path), dim, keepdim=True, name="sum")
+    return t.map(("sub", A, ("log", B)), [below, total], shape, path)
 
 
 @handles("mean", "sum", "amax")
@@ -260,8 +277,9 @@ def _reduce(t, path, shape, x, dim=None, keepdim=False, *, name, **_):
     return found if keepdim else _view(t, path, shape, found)
 
 
-@handles("adaptive_avg_pool1d", "adaptive_avg_pool2d", "_adaptive_avg_pool2d")
-def _adaptive(t, path, shape, x, output_size, **_):
+@handles("adaptive_avg_pool1d", "adaptive_avg_pool2d")
+def _adaptive(t, path, shape, x, output_size, *, name, **_):
+    _one_picture(path, x, 4 if name.endswith("2d") else 3)
     sizes = x.shape[2:]
     if all(n == 1 for n in shape[2:]):
         return t.add("reduce", [x], shape, path, dims=tuple(range(2, len(shape))), how="mean")
@@ -270,7 +288,7 @@ def _adaptive(t, path, shape, x, output_size, **_):
             f"{path}: adaptive pooling of {tuple(sizes)} to {tuple(shape[2:])} is not known to the compiler"
         )
     kernel = [n // out for n, out in zip(sizes, shape[2:], strict=True)]
-    return _pool(t, path, shape, x, kernel, name="avg_pool", count_include_pad=True)
+    return _pool(t, path, shape, x, kernel, name=name)
 
 
 @handles("max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d")
@@ -290,7 +308,8 @@ def _pool(
     name,
     **_,
 ):
-    dims = len(shape) - 2
+    dims = 2 if name.endswith("2d") else 1
+    _one_picture(path, x, 2 + dims)
     if ceil_mode or divisor_override or _pair(dilation, 1, dims) != (1, 1):
         raise InputError(f"{path}: pooling with ceil_mode, a dilation or a divisor is not known to the compiler")
     kernel = _pair(kernel_size, 1, dims)
@@ -299,7 +318,7 @@ def _pool(
         [x],
         shape,
         path,
-        how="max" if name.startswith("max") else "mean",
+        how="max" if "max" in name else "mean",
         kernel=kernel,
         stride=_pair(stride, 1, dims) if stride else kernel,
         padding=_pair(padding, 0, dims),
@@ -307,7 +326,13 @@ def _pool(
     )
 
 
-@handles("cat", "concat")
+@handles("embedding")
+def _embedding(t, path, shape, weight, indices, **_):
+    _known(path, weight)
+    return t.add("lookup", [indices], shape, path, weight=weight)
+
+
+@handles("cat")
 def _cat(t, path, shape, tensors, dim=0):
     return t.add("concat", [t.tensor(x, path) for x in tensors], shape, path, dim=dim % len(shape))
 
@@ -321,7 +346,7 @@ def _stack(t, path, shape, tensors, dim=0):
     )
 
 
-@handles("pad", "constant_pad_nd")
+@handles("pad")
 def _pad(t, path, shape, x, pad, mode="constant", value=None):
     if mode != "constant":
         raise InputError(f"{path}: padding of mode '{mode}' is not known to the compiler")
@@ -352,7 +377,7 @@ def _swapped(rank: int) -> tuple[int, ...]:
     return (*range(rank - 2), rank - 1, rank - 2)
 
 
-@handles("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as")
+@handles("view", "reshape", "_unsafe_view", "squeeze", "unsqueeze")
 def _reshape(t, path, shape, x, **_):
     return _view(t, path, shape, x)
 
@@ -362,7 +387,7 @@ def _view(t, path: str, shape: Shape, x: Op) -> Op:
     return t.add("view", [x], shape, path, how=partial(views.reshaped, shape=shape))
 
 
-@handles("permute", "transpose", "t", "numpy_T")
+@handles("permute", "transpose", "t")
 def _permuted(t, path, shape, x, dims=None, dim0=0, dim1=1, **_):
     order = list(range(len(shape)))
     if dims is not None:
@@ -372,7 +397,7 @@ def _permuted(t, path, shape, x, dims=None, dim0=0, dim1=1, **_):
     return t.add("view", [x], shape, path, how=partial(_permute, order=order))
 
 
-@handles("expand", "expand_as", "broadcast_to")
+@handles("expand")
 def _expand(t, path, shape, x, **_):
     return t.add("view", [x], shape, path, how=partial(views.expanded, shape=tuple(shape)))
 
@@ -407,21 +432,15 @@ def _select(t, path, shape, x, dim, index):
     return _view(t, path, shape, _sliced(t, path, x, dim, index, index + 1))
 
 
-@handles("narrow")
-def _narrow(t, path, shape, x, dim, start, length):
-    return _sliced(t, path, x, dim % len(shape), start, start + length)
-
-
-@handles("split", "split_with_sizes", "chunk", "unbind")
-def _split(t, path, shape, x, dim=0, split_size=None, split_sizes=None, chunks=None, *, name, **_):
+@handles("split", "split_with_sizes", "unbind")
+def _split(t, path, shape, x, dim=0, split_size=None, split_sizes=None, *, name):
     dim %= len(x.shape)
     size = x.shape[dim]
     if name == "unbind":
         return [_select(t, path, (*x.shape[:dim], *x.shape[dim + 1 :]), x, dim, i) for i in range(size)]
     sizes = split_size if split_sizes is None else split_sizes
     if not isinstance(sizes, (list, tuple)):
-        step = sizes or -(-size // chunks)
-        sizes = [min(step, size - start) for start in range(0, size, step)]
+        sizes = [min(sizes, size - start) for start in range(0, size, sizes)]
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
     return [_sliced(t, path, x, dim, start, start + n) for start, n in zip(starts, sizes, strict=True)]
 

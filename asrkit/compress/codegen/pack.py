@@ -43,21 +43,29 @@ def pack(step: Product, target: Target) -> Packed:
     """Choose the kernel, the size of blocks and the order of rows that should take least."""
     if step.pixels == 1 and len(step.columns) == 1:
         return _pack(step, "vector", target.lanes, np.arange(len(step.weight)))
-    vectors = -(-step.pixels // target.lanes)
-    used = step.weight != 0
+    _, *chosen = choose(step.weight != 0, len(step.columns), step.pixels, target)
+    return _pack(step, *chosen)
+
+
+def choose(used: np.ndarray, groups: int, pixels: int, target: Target) -> tuple[float, str, int, np.ndarray]:
+    """Return cost, kernel, size of blocks and order of rows of the best way to multiply by weights (O, K).
+
+    The cost is about the number of half cycles: a product or a load of a vector each.
+    """
+    vectors = -(-pixels // target.lanes)
     best: tuple[float, str, int, np.ndarray] | None = None
-    for order in _orders(used, len(step.columns)):
+    for order in _orders(used, groups):
         ordered = used[order]
         for rows, most in target.tiles.items():
-            if rows > 1 and (len(order) // len(step.columns)) % rows and len(step.columns) > 1:
+            if rows > 1 and (len(order) // groups) % rows and groups > 1:
                 continue  # a block would reach into another group
             width = min(most, vectors)
             for kernel in ("shared", "masked") if rows == MASKED_ROWS else ("shared",):
-                cost = _cost(ordered, rows, width, kernel)
+                cost = _cost(ordered, rows, width, kernel) * vectors
                 if best is None or cost < best[0]:
                     best = cost, kernel, rows, order
     assert best is not None
-    return _pack(step, *best[1:])
+    return best
 
 
 def _orders(used: np.ndarray, groups: int) -> Iterator[np.ndarray]:
@@ -74,7 +82,7 @@ def _orders(used: np.ndarray, groups: int) -> Iterator[np.ndarray]:
 
 
 def _cost(used: np.ndarray, rows: int, width: int, kernel: str) -> float:
-    """Return about how many half cycles a tile of `width` vectors takes: a product or a load each."""
+    """Return the cost of a vector of pixels in tiles of `width` of them."""
     total = 0.0
     for block in _blocks(used, rows):
         here = len(block)

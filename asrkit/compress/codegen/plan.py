@@ -19,6 +19,7 @@ from asrkit.compress.codegen.steps import (
     Elementwise,
     Gather,
     LayerNorm,
+    Lookup,
     Matmul,
     Picture,
     Pool,
@@ -27,8 +28,12 @@ from asrkit.compress.codegen.steps import (
     Rows,
     Softmax,
     Step,
+    Tiling,
+    Winograd,
 )
+from asrkit.compress.codegen.target import Target
 from asrkit.compress.codegen.views import Buffer, View
+from asrkit.compress.codegen.winograd import best_tiling
 
 PAGE = 1024  # floats; channels that lie a multiple of this apart would share their place in the first cache
 WASTE = 0.7  # of the vectors, that kernel positions copied side by side have to save to be worth it
@@ -44,16 +49,16 @@ class Plan:
     workspace: int
 
 
-def plan(graph: Graph, lanes: int, states: Sequence[tuple[int, int]] = ()) -> Plan:
-    """Return the steps of a graph for vectors of `lanes` floats.
+def plan(graph: Graph, target: Target, states: Sequence[tuple[int, int]] = ()) -> Plan:
+    """Return the steps of a graph.
 
     `states` are pairs (input, output): what comes out there goes in here in the next call, and lies as it comes out.
     """
     orders: dict[int, list[int]] = {}
     if states:
-        first = Planner(graph, lanes, {})
+        first = Planner(graph, target, {})
         orders = {i: _order(first.final[o]) for i, o in states}
-    planner = Planner(graph, lanes, orders, dict((o, i) for i, o in states))
+    planner = Planner(graph, target, orders, dict((o, i) for i, o in states))
     size = allocate(planner.steps)
     return Plan(planner.steps, planner.inputs, planner.outputs, size)
 
@@ -72,8 +77,10 @@ def ordered(buffer: Buffer, shape: Sequence[int], order: Sequence[int]) -> View:
 class Planner:
     """Goes through a graph, and keeps the view of each of its tensors."""
 
-    def __init__(self, graph: Graph, lanes: int, orders: dict[int, list[int]], fed_back: dict[int, int] | None = None):
-        self.lanes = lanes
+    def __init__(
+        self, graph: Graph, target: Target, orders: dict[int, list[int]], fed_back: dict[int, int] | None = None
+    ):
+        self.target, self.lanes = target, target.lanes
         self.steps: list[Step] = []
         self.views: dict[Op, View] = {}
         self.users: dict[Op, list[Op]] = defaultdict(list)
@@ -146,8 +153,8 @@ class Planner:
         dims = tuple(tuple((size, strides[i, j]) for j, (size, _) in enumerate(dim)) for i, dim in enumerate(view.dims))
         return View(self.new(step), 0, tuple(map(views.merged, dims)))
 
-    def _copy(self, source: View, out: View, path: str) -> View:
-        self.steps.append(Elementwise(path=path, out=out, expression=IDENTITY, inputs=[source]))
+    def _copy(self, source: View, out: View, path: str, room: bool = True) -> View:
+        self.steps.append(Elementwise(path=path, out=out, expression=IDENTITY, inputs=[source], room=room))
         return out
 
     def _rows_of(self, view: View, path: str) -> View:
@@ -222,7 +229,7 @@ class Planner:
             place = views.sliced(out, dim, start, end)
             if place is None:
                 raise AssertionError("a new tensor has one factor a dimension")
-            self._copy(part, place, op.path)
+            self._copy(part, place, op.path, room=_order(out)[0] == dim)
             start = end
         return out
 
@@ -241,18 +248,26 @@ class Planner:
         return out
 
     def _softmax(self, op: Op) -> View:
-        x = self.views[op.inputs[0]]
+        x = self._plain(self.views[op.inputs[0]], op.path)
         out = self.like(x)
         self.steps.append(Softmax(path=op.path, out=out, x=x, dim=op.attrs["dim"]))
         return out
 
+    def _lookup(self, op: Op) -> View:
+        x, table = self.views[op.inputs[0]], np.asarray(op.attrs["weight"], np.float32)
+        x = self._rows_of(replace(x, dims=(*x.dims, ())), op.path)  # (1, P)
+        planes = self.planes(table.shape[1], 1, x.shape[1])
+        out = View(planes.buffer, planes.offset, (planes.dims[0], planes.dims[2]))
+        self.steps.append(Lookup(path=op.path, out=out, x=replace(x, dims=x.dims[1:]), table=table))
+        return _from_rows(out, op.shape)
+
     def _layer_norm(self, op: Op) -> View:
-        x = self._rows_of(self.views[op.inputs[0]], op.path)
+        x = self._plain(self._rows_of(self.views[op.inputs[0]], op.path), op.path)
         dim, rows = x.shape
         planes = self.planes(dim, 1, rows)
         out = View(planes.buffer, planes.offset, (planes.dims[0], planes.dims[2]))
         settings = {name: np.asarray(op.attrs[name]) for name in ("weight", "bias")}
-        operands = [self._operand_of_rows(other, op) for other in op.inputs[1:]]
+        operands = [self._plain(self._operand_of_rows(other, op), op.path) for other in op.inputs[1:]]
         epilogue = op.attrs.get("epilogue", IDENTITY)
         self.steps.append(
             LayerNorm(
@@ -276,7 +291,8 @@ class Planner:
         return self._rows_of(view, user.path)
 
     def _matmul(self, op: Op) -> View:
-        a, b = (views.expanded(self.views[x], (*op.shape[:-2], *x.shape[-2:])) for x in op.inputs)
+        plain = [self._plain(self.views[x], op.path) for x in op.inputs]
+        a, b = (views.expanded(view, (*op.shape[:-2], *view.shape[-2:])) for view in plain)
         if _side_by_side(a, -2):
             scalars, pixels, turned = _turned(b), _turned(a), True
         elif _side_by_side(b, -1):
@@ -286,7 +302,8 @@ class Planner:
             a = self._copy(a, self.like(ordered(self.new(0), a.shape, [*range(rank - 2), rank - 1, rank - 2])), op.path)
             scalars, pixels, turned = _turned(b), _turned(a), True
         rows, width = scalars.shape[-2], pixels.shape[-1]
-        out = self.like(ordered(self.new(0), (*op.shape[:-2], rows, width), range(len(op.shape))))
+        whole = (*op.shape[:-2], rows, _up(width, self.lanes))  # vectors reach beyond the end of rows
+        out = views.sliced(ordered(self.new(prod(whole)), whole, range(len(whole))), len(whole) - 1, 0, width)
         self.steps.append(Matmul(path=op.path, out=out, scalars=scalars, pixels=pixels))
         return _turned(out) if turned else out
 
@@ -302,6 +319,8 @@ class Planner:
         weight, bias = (np.asarray(op.attrs[name]) for name in ("weight", "bias"))
         x = _channels(self.views[op.inputs[0]])
         out = self.planes(op.shape[1], *_size(op.shape))
+        if tiling := self._tiling(op):
+            return self._winograd(op, x, out, tiling)
         if prod(_size(op.shape)) == 1:
             buffer, start, taps, offsets = self._single(op, x)
         elif self._in_place(op, x):
@@ -317,6 +336,36 @@ class Planner:
         weight = weight.reshape(*weight.shape[:2], -1)[:, :, taps].reshape(len(weight), -1)
         operands = [self._rows(self._operand_of_planes(other, op, out), op.path) for other in op.inputs[1:]]
         self._product(op, buffer, start, weight, columns, bias, out, operands)
+        return _with_batch(out, len(op.shape))
+
+    def _tiling(self, op: Op) -> Tiling | None:
+        """Return how to compute a convolution by Winograd's algorithm, if it can and should be."""
+        weight, settings = np.asarray(op.attrs["weight"]), ("padding", "dilation", "groups")
+        fits = weight.shape[2:] == (3, 3) and [op.attrs[name] for name in settings] == [(1, 1), (1, 1), 1]
+        if not fits or not _same(op):
+            return None
+        return best_tiling(weight, self.picture(*_size(op.shape)), self.target)
+
+    def _winograd(self, op: Op, x: View, out: View, tiling: Tiling) -> View:
+        if x.buffer.kind != "workspace" or len(x.dims[1]) > 1 or x.dims[2] not in ((), ((x.shape[2], 1),)):
+            x = self._copy(x, self.planes(*x.shape), op.path)
+        weight = np.asarray(op.attrs["weight"], np.float32)
+        self.steps.append(
+            Winograd(
+                path=op.path,
+                out=out,
+                x=x,
+                weight=weight.reshape(len(weight), -1),
+                bias=np.asarray(op.attrs["bias"], np.float32),
+                rows=out.offsets(0),
+                picture=self.pictures[out.buffer],
+                tiling=tiling,
+                scratch=self.new(tiling.products * sum(map(tiling.apart, weight.shape[:2]))),
+                macs=weight.size * prod(_size(op.shape)),
+                epilogue=op.attrs.get("epilogue", IDENTITY),
+                operands=[self._rows(self._operand_of_planes(other, op, out), op.path) for other in op.inputs[1:]],
+            )
+        )
         return _with_batch(out, len(op.shape))
 
     def _product(self, op: Op, x: Buffer, start: int, weight, columns, bias, out: View, operands: list[Rows]) -> None:
@@ -340,10 +389,12 @@ class Planner:
 
     def _single(self, op: Op, x: View) -> tuple[Buffer, int, list[int], tuple[np.ndarray, np.ndarray]]:
         """Where a convolution with an output of one pixel finds its input; positions outside the picture go."""
+        if op.attrs["groups"] > 1 and x.buffer.kind == "input":
+            x = self._copy(x, self.planes(*x.shape), op.path)  # of which whole vectors can be read
         height, width = x.shape[1:]
         places = [(i, r, c) for i, (r, c) in enumerate(_taps(op)) if 0 <= r < height and 0 <= c < width]
         rows, columns = x.offsets(1), x.offsets(2)
-        taps = np.array([rows[r] + columns[c] for _, r, c in places])
+        taps = np.array([rows[r] + columns[c] for _, r, c in places], np.int64)
         return x.buffer, x.offset, [i for i, _, _ in places], (x.offsets(0), taps)
 
     def _in_place(self, op: Op, x: View) -> bool:
@@ -383,7 +434,8 @@ class Planner:
         apart = [(row - top, column - left) for row, column in places]
         phases = list(dict.fromkeys((row % stride[0], column % stride[1]) for row, column in apart))
         tall, wide = (max(p[i] for p in apart) // stride[i] + (height, width)[i] for i in (0, 1))
-        if wide > picture.pitch and height > 1:
+        pitch = picture.pitch if height > 1 else wide
+        if wide > pitch:
             firsts, tall, wide = places, height, width
             places = [(i, 0) for i in range(len(firsts))]
         else:
@@ -391,11 +443,10 @@ class Planner:
             places = [
                 (
                     phases.index((row % stride[0], column % stride[1])),
-                    row // stride[0] * picture.pitch + column // stride[1],
+                    row // stride[0] * pitch + column // stride[1],
                 )
                 for row, column in apart
             ]
-        pitch = picture.pitch if height > 1 else wide
         plane = _up(tall * pitch, self.lanes)
         channels = x.shape[0]
         buffer = self.new(channels * len(firsts) * plane)
@@ -432,7 +483,7 @@ def _picture(height: int, width: int, margins: tuple[int, int], lanes: int) -> P
     if height * width == 1:
         return Picture(1, 1, 1, 0, 1)
     above, beside = margins
-    pitch = width + beside if height > 1 else width
+    pitch = width + (beside if height > 1 or above else 0)  # kernels of one row need no zeros between rows
     base = _up(above * pitch + beside, lanes)
     run = (height - 1) * pitch + width
     plane = _up(base + _up(run, lanes) + above * pitch + beside, lanes)

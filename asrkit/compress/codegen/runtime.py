@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +45,24 @@ class Network:
         self._run(*pointers)
         return outputs
 
+    def bound(self, inputs: Sequence[Array]) -> Callable[[], None]:
+        """Return a function that computes the same inputs again and again, and does nothing else."""
+        pointers, *alive = self._arguments(inputs)
+
+        def run() -> None:
+            self._run(*pointers)
+
+        run.alive = alive  # the pointers point into it
+        return run
+
     def seconds(self, repeats: int = 50) -> float:
         """Return the processor time of a run on zeros: of `repeats` runs, the time that a sixth stay below."""
-        pointers, *_alive = self._arguments([np.zeros(x["shape"], np.float32) for x in self.inputs])
+        run = self.bound([np.zeros(x["shape"], np.float32) for x in self.inputs])
         times = []
-        self._run(*pointers)
+        run()
         for _ in range(repeats):
             start = time.process_time()
-            self._run(*pointers)
+            run()
             times.append(time.process_time() - start)
         return float(np.quantile(times, QUANTILE))
 
@@ -103,10 +114,15 @@ def load_network(folder: Path | str) -> Network:
     library = _load_library(folder / LIBRARY)
     weights = _aligned(len(contents))
     weights[:] = np.frombuffer(contents, np.uint8)
-    check = getattr(library, f"{metadata['name']}_check")
-    if wrong := check(ctypes.c_void_p(weights.ctypes.data), ctypes.c_ulonglong(len(contents))):
+    try:
+        check = getattr(library, f"{metadata['name']}_check")
+        wrong = check(ctypes.c_void_p(weights.ctypes.data), ctypes.c_ulonglong(len(contents)))
+        network = Network(folder, metadata, weights, library)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise InputError(f"{folder / METADATA}: damaged, or of another network than {LIBRARY}") from error
+    if wrong:
         raise InputError(f"{folder / WEIGHTS}: {WRONG[wrong]}")
-    return Network(folder, metadata, weights, library)
+    return network
 
 
 def _load_library(path: Path) -> ctypes.CDLL:

@@ -64,11 +64,86 @@ class Product(Step):
 
 
 @dataclass(kw_only=True)
+class Winograd(Step):
+    """A convolution of 3x3 that gives a picture of the size of its input, by transforms of tiles of both."""
+
+    x: View
+    """(I, H, W), the pixels of a row side by side."""
+    weight: np.ndarray
+    """(O, I * 9)"""
+    bias: np.ndarray
+    """(O,)"""
+    rows: np.ndarray
+    """Offset of each output channel from `out` (O,)."""
+    picture: "Picture"
+    """Of the output."""
+    tiling: "Tiling"
+    scratch: Buffer
+    macs: int
+    """Multiplications and additions that the direct way takes."""
+    epilogue: Expression = IDENTITY
+    operands: list[Rows] = field(default_factory=list)
+    """Inputs 1, 2, … of the epilogue."""
+
+    @property
+    def pixels(self) -> int:
+        return self.picture.run
+
+    @property
+    def stored(self) -> int:
+        """Weights that are kept in their place."""
+        return self.tiling.products * self.weight.size // 9
+
+    @property
+    def read(self) -> list[Buffer]:
+        return [self.x.buffer, self.scratch, *(operand.buffer for operand in self.operands)]
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How Winograd's algorithm cuts a picture into tiles, and these into bands."""
+
+    tile: int
+    """Outputs of a tile: this many each way."""
+    rows: int
+    columns: int
+    """Of tiles."""
+    band: int
+    """Rows of tiles computed at a time; the last band overlaps the one before if they do not fit."""
+    lanes: int
+
+    @property
+    def bands(self) -> int:
+        return -(-self.rows // self.band)
+
+    @property
+    def products(self) -> int:
+        """Multiplications for a tile of each pair of channels."""
+        return (self.tile + 2) ** 2
+
+    @property
+    def vectors(self) -> int:
+        """Vectors of tiles in a band."""
+        return -(-self.band * self.columns // self.lanes)
+
+    @property
+    def span(self) -> int:
+        """Floats for one pixel of each tile of a band and of those above or below."""
+        return -(-(self.band + 1) * self.columns // self.lanes) * self.lanes
+
+    def apart(self, channels: int) -> int:
+        """Floats from one product's matrix to the next one's: no power of two, whose places in a cache would be few."""
+        return (channels * self.vectors + 1) * self.lanes
+
+
+@dataclass(kw_only=True)
 class Elementwise(Step):
     """out = expression of inputs, all of the same shape."""
 
     expression: Expression
     inputs: list[View]
+    room: bool = True
+    """Whether what follows a row of `out` in memory is written later, if at all."""
 
     @property
     def read(self) -> list[Buffer]:
@@ -183,6 +258,20 @@ class LayerNorm(Step):
     @property
     def read(self) -> list[Buffer]:
         return [self.x.buffer, *(view.buffer for view in self.operands)]
+
+
+@dataclass(kw_only=True)
+class Lookup(Step):
+    """out[d, p] = table[x[p], d]; of numbers that are no rows of the table, the row next to them is taken."""
+
+    x: View
+    """(P,)"""
+    table: np.ndarray
+    """(V, D)"""
+
+    @property
+    def read(self) -> list[Buffer]:
+        return [self.x.buffer]
 
 
 @dataclass(kw_only=True)

@@ -38,8 +38,9 @@ TARGETS = {
         Target("portable", 16, {4: 2, 3: 2, 2: 4, 1: 6}, (), ("cc", "gcc", "clang")),
     )
 }
-# No library: what the compiler would make of loops that copy or clear must not become a call.
-FREESTANDING = ("-ffreestanding", "-fno-tree-loop-distribute-patterns", "-fno-math-errno", "-ffp-contract=fast")
+RUN_ON = {"avx512": ("avx512", "avx2", "portable"), "avx2": ("avx2", "portable"), "neon": ("neon", "portable")}
+# No library: not for square roots either.
+FREESTANDING = ("-ffreestanding", "-fno-math-errno", "-ffp-contract=fast")
 BASE_FLAGS = ("-std=c11", "-O3", *FREESTANDING)
 
 
@@ -52,6 +53,12 @@ def native_target() -> Target:
     if {"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= flags:
         return TARGETS["avx512"]
     return TARGETS["avx2" if {"avx2", "fma"} <= flags else "portable"]
+
+
+def runs_here(target: Target) -> bool:
+    """Return whether this machine runs what is made for a target."""
+    native = native_target().name
+    return target.name in RUN_ON.get(native, (native,))
 
 
 def _processor_flags() -> set[str]:

@@ -2,6 +2,7 @@
 
 import inspect
 import operator
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +21,8 @@ def trace(model: nn.Module, inputs: tuple[Tensor, ...]) -> Graph:
         InputError: the network does what the compiler cannot; names the layer and the operator.
     """
     try:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch warns of its own ways
             program = torch.export.export(model.eval(), inputs).run_decompositions({})
     except Exception as error:  # torch.export fails in many ways, with long explanations
         reason = str(error).strip().split("\n")[0]
@@ -39,6 +41,7 @@ class Tracer:
         names |= signature.inputs_to_lifted_tensor_constants
         self.graph = Graph([], [], [])
         self.values: dict[fx.Node, Any] = {}
+        self.truths: set[Op] = set()
         for node in program.graph.nodes:
             if node.op == "placeholder" and node.name in names:
                 self.values[node] = stored[names[node.name]].detach()
@@ -49,9 +52,13 @@ class Tracer:
                 self.graph.outputs = [self.tensor(self.values[value], "output") for value in node.args[0]]
             elif node.users:  # what has none are assertions
                 self.values[node] = self._call(node)
+            if isinstance(self.values.get(node), Op) and node.meta["val"].dtype == torch.bool:
+                self.truths.add(self.values[node])
 
     def add(self, kind: str, inputs: list[Op], shape: Sequence[int], path: str, **attrs: Any) -> Op:
         """Add an operation to the graph."""
+        if 0 in shape:
+            raise InputError(f"{path}: a tensor of shape {tuple(shape)}, without elements, is unknown to the compiler")
         self.graph.ops.append(Op(kind, inputs, tuple(int(n) for n in shape), path, attrs))
         return self.graph.ops[-1]
 
@@ -85,12 +92,24 @@ class Tracer:
         name = getattr(node.target, "__name__", str(node.target)).partition(".")[0]
         path, shape = _path(node), getattr(node.meta.get("val"), "shape", ())
         if name in SAME:
+            _keeps_value(node, path)
             return args[0]
         if name not in OPERATORS:
             raise InputError(f"{path}: operator '{name}' is unknown to the compiler")
-        handler, known = OPERATORS[name], {"name": name, "alone": len(node.users) == 1}
-        asked = {key: known[key] for key in known if key in inspect.signature(handler).parameters}
-        return handler(self, path, shape, **_named(node.target, args, kwargs), **asked)
+        handler = OPERATORS[name]
+        asked = {"name": name} if "name" in inspect.signature(handler).parameters else {}
+        try:
+            return handler(self, path, shape, **_named(node.target, args, kwargs), **asked)
+        except InputError:
+            raise
+        except Exception as error:  # arguments that no handler thought of
+            raise InputError(f"{path}: operator '{name}' with these arguments is unknown to the compiler") from error
+
+
+def _keeps_value(node: fx.Node, path: str) -> None:
+    was, is_now = (x.meta["val"].dtype for x in (node.args[0], node))
+    if was.is_floating_point and not is_now.is_floating_point:
+        raise InputError(f"{path}: conversion to whole numbers is unknown to the compiler")
 
 
 def _depends_on_input(values: Any) -> bool:

@@ -79,7 +79,7 @@ def contiguous(shape: Sequence[int]) -> tuple[Factors, ...]:
 
 def reshaped(view: View, shape: Sequence[int]) -> View | None:
     """Return the view with another shape of as many elements, or None if that takes a copy."""
-    left = list(view.factors)
+    left = list(merged(view.factors))
     dims = []
     for size in shape:
         dim: list[tuple[int, int]] = []

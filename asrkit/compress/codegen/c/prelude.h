@@ -1,9 +1,17 @@
 /* What every generated file begins with: vectors of floats and the functions of them. It calls no library. */
 #define LANES (VECTOR_BYTES / 4)
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC optimize("no-tree-loop-distribute-patterns") /* loops that copy or clear must not become calls */
+#endif
 typedef float vf __attribute__((vector_size(VECTOR_BYTES)));
 typedef int vi __attribute__((vector_size(VECTOR_BYTES)));
 typedef float vf_anywhere __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
 #define NOINLINE __attribute__((noinline))
+#ifdef __clang__
+#define ROLLED _Pragma("nounroll")
+#else
+#define ROLLED _Pragma("GCC unroll 1") /* all rows of all pictures written out would be a lot of code */
+#endif
 #define INLINE static inline __attribute__((always_inline, unused))
 
 INLINE vf v_splat(float x) { return x - (vf){0}; }
@@ -38,6 +46,25 @@ INLINE vf v_exp(vf x) {
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
   return v_choose(tiny, v_splat(0.0f), p * (vf)((__builtin_convertvector(n, vi) + 127) << 23));
+}
+/* log: the exponent times log(2), and a polynomial of the rest, from sqrt(1/2) to sqrt(2) (Cephes' coefficients). */
+INLINE vf v_log(vf x) {
+  vi bits = (vi)v_max(x, v_splat(1.17549435e-38f)); /* the smallest normal number */
+  vf m = (vf)((bits & 0x7fffff) | 0x3f000000), n = __builtin_convertvector((bits >> 23) - 126, vf);
+  vi small = m < v_splat(0.707106781f);
+  n = v_choose(small, n - 1.0f, n);
+  m = v_choose(small, m + m, m) - 1.0f;
+  vf p = v_splat(7.0376836292e-2f), s = m * m;
+  p = p * m - 1.1514610310e-1f;
+  p = p * m + 1.1676998740e-1f;
+  p = p * m - 1.2420140846e-1f;
+  p = p * m + 1.4249322787e-1f;
+  p = p * m - 1.6668057665e-1f;
+  p = p * m + 2.0000714765e-1f;
+  p = p * m - 2.4999993993e-1f;
+  p = p * m + 3.3333331174e-1f;
+  vf y = m + (p * m * s - n * 2.12194440e-4f - s * 0.5f) + n * 0.693359375f;
+  return v_choose(x > v_splat(0.0f), y, v_splat(-__builtin_inff()));
 }
 INLINE vf v_sigmoid(vf x) { return 1.0f / (1.0f + v_exp(-x)); }
 INLINE vf v_silu(vf x) { return x / (1.0f + v_exp(-x)); }
@@ -82,6 +109,7 @@ INLINE void copy_row(float *y, const float *x, int begin, int end, int width, in
 /* Rows [i0, i1) and columns [j0, j1) of a picture come from x, whose first pixel may lie outside; the rest is zero. */
 INLINE void copy_picture(float *y, const float *x, int height, int width, int pitch, int i0, int i1, int j0, int j1,
                          int row, int column) {
+  ROLLED
   for (int i = 0; i < height; ++i)
     copy_row(y + i * pitch, x + i * row, i < i0 || i >= i1 ? width : j0, i < i0 || i >= i1 ? width : j1, width, column);
 }

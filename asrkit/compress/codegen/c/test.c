@@ -6,6 +6,7 @@
 
 #include "@name@.h"
 
+/* The contents of a file, at a multiple of 64 bytes. */
 static void *read_file(const char *path, size_t *bytes) {
   FILE *file = fopen(path, "rb");
   if (!file) {
@@ -15,7 +16,7 @@ static void *read_file(const char *path, size_t *bytes) {
   fseek(file, 0, SEEK_END);
   *bytes = (size_t)ftell(file);
   rewind(file);
-  void *contents = aligned_alloc(64, (*bytes + 63) / 64 * 64 + 64);
+  void *contents = aligned_alloc(64, (*bytes + 63) / 64 * 64);
   if (!contents || fread(contents, 1, *bytes, file) != *bytes) exit(1);
   fclose(file);
   return contents;
@@ -32,7 +33,7 @@ int main(int argc, char **argv) {
     fprintf(stderr, "%s: not the weights of this network, or damaged\n", path);
     return 1;
   }
-  float *work = aligned_alloc(64, @guard@_WORKSPACE * sizeof(float) + 64);
+  float *work = aligned_alloc(64, (@guard@_WORKSPACE / 16 + 1) * 64);
   if (!work) return 1;
   const float *inputs[@inputs@ + 1] = {0};
   float *outputs[@outputs@ + 1] = {0};
@@ -50,11 +51,15 @@ int main(int argc, char **argv) {
   clock_t start = clock();
   for (int i = 0; i < repeats; ++i) @name@_run(weights, work, inputs, outputs);
   double seconds = (double)(clock() - start) / CLOCKS_PER_SEC / repeats, worst = 0;
-  for (int i = 0; i < @outputs@; ++i)
+  for (int i = 0; i < @outputs@; ++i) {
+    double largest = 1;
+    for (size_t k = 0; k < sizes[i] / sizeof(float); ++k)
+      if (fabs(wanted[i][k]) > largest) largest = fabs(wanted[i][k]);
     for (size_t k = 0; k < sizes[i] / sizeof(float); ++k) {
-      double error = fabs((double)outputs[i][k] - wanted[i][k]);
-      if (!(error <= worst)) worst = error;
+      double error = fabs((double)outputs[i][k] - wanted[i][k]) / largest;
+      if (error > worst || error != error) worst = error;
     }
+  }
   printf("largest difference %.2e, %.3f ms\n", worst, 1e3 * seconds);
   for (int i = 0; i < @outputs@; ++i) free(outputs[i]), free((void *)wanted[i]);
   for (int i = 0; i < @inputs@; ++i) free((void *)inputs[i]);
