@@ -20,7 +20,7 @@ def read_config(cls: type[Config], files: Sequence[Path | str] = (), overrides: 
     Raises:
         InputError: a file is missing or no YAML mapping, a key is unknown, a value has the wrong type.
     """
-    trees = [(str(file), _read_yaml(Path(file))) for file in files]
+    trees = [(str(file), read_yaml(Path(file))) for file in files]
     if overrides:
         trees.append(("command line", overrides))
     return _build(cls, trees)
@@ -28,7 +28,7 @@ def read_config(cls: type[Config], files: Sequence[Path | str] = (), overrides: 
 
 def read_section(file: Path | str, section: str, cls: type[Config]) -> Config:
     """Build `cls` from the mapping under the top-level key `section` of a YAML file; other sections are not read."""
-    tree = _read_yaml(Path(file))
+    tree = read_yaml(Path(file))
     if section not in tree:
         raise InputError(f"{file}: no section '{section}'")
     return _build(cls, [(f"{file}: {section}", tree[section] or {})])
@@ -48,7 +48,8 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
+def read_yaml(file: Path) -> dict[str, Any]:
+    """Return what a YAML file maps names to. Raises InputError if it is missing or no such mapping."""
     try:
         tree = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:

@@ -128,10 +128,18 @@ def test_rule_takes_the_smallest_block_within_a_fifth_of_structured_pruning():
     assert rule_of_layer(LAYERS, pointwise, Faster(), 0.9) == Scheme("punched", (8, 1))
 
 
-def test_rule_takes_patterns_at_modest_ratios_only():
-    conv = LAYERS[2]
-    kinds = [rule_of_layer(LAYERS, conv, TABLE, ratio).kind for ratio in (0.6, 0.7, 0.9)]
-    assert kinds == ["pattern", "pattern", "punched"]
+def test_rule_takes_a_smaller_block_that_is_hardly_slower_than_the_fastest():
+    class Alike(KnownTable):
+        def seconds(self, layer, scheme, ratio):
+            of_blocks = layer.macs * (1 - ratio) * (2 + 1 / scheme.block[0])  # 4x1 is 1.06 times 8x1
+            return of_blocks * 1e-10 if scheme.has_block else super().seconds(layer, scheme, ratio)
+
+    assert rule_of_layer(LAYERS, LAYERS[3], Alike(), 0.9) == Scheme("punched", (4, 1))
+
+
+def test_rule_takes_patterns_where_the_ratio_they_need_is_modest():
+    kinds = [map_by_rule(LAYERS, TABLE, part * DENSE_SECONDS)[0]["conv"].scheme.kind for part in (0.95, 0.8, 0.7, 0.4)]
+    assert kinds == ["pattern", "pattern", "pattern", "punched"]
 
 
 def test_rule_leaves_dense_what_pruning_does_not_make_faster():
@@ -142,7 +150,7 @@ def test_rule_leaves_dense_what_pruning_does_not_make_faster():
             )
 
     assert rule_of_layer(LAYERS, LAYERS[3], Slow(), 0.9) == DENSE
-    assert rule_of_layer(LAYERS, LAYERS[2], Slow(), 0.6) == DENSE
+    assert rule_of_layer(LAYERS, LAYERS[2], Slow(), 0.6, patterns=True) == DENSE
 
 
 @pytest.mark.parametrize("part", [0.9, 0.7, 0.5, 0.35])
@@ -150,10 +158,12 @@ def test_rule_meets_the_latency_at_the_smallest_ratio(part):
     mapping, ratio = map_by_rule(LAYERS, TABLE, part * DENSE_SECONDS)
     assert set(mapping) == {layer.path for layer in LAYERS}
     assert all(layer.ratio is None for layer in mapping.values())
-    predicted = TABLE.predict(LAYERS, at_ratio(mapping, ratio))
-    assert predicted <= part * DENSE_SECONDS
-    below = {layer.path: LayerMapping(rule_of_layer(LAYERS, layer, TABLE, ratio - 0.002)) for layer in LAYERS}
-    assert TABLE.predict(LAYERS, at_ratio(below, ratio - 0.002)) > part * DENSE_SECONDS
+    assert TABLE.predict(LAYERS, at_ratio(mapping, ratio)) <= part * DENSE_SECONDS
+    if (patterns := mapping["conv"].scheme.kind == "pattern") and ratio < 5 / 9 + 0.002:
+        return  # patterns remove no less
+    below = ratio - 0.002
+    schemes = {n.path: LayerMapping(rule_of_layer(LAYERS, n, TABLE, below, patterns)) for n in LAYERS}
+    assert TABLE.predict(LAYERS, at_ratio(schemes, below)) > part * DENSE_SECONDS
 
 
 def test_rule_leaves_a_network_dense_that_is_fast_enough():
@@ -173,7 +183,7 @@ NETWORK = [Layer("conv2d", 64, 64, (16, 16), (3, 3), (1, 1), path=str(number)) f
 OPTIONS = [candidates(NETWORK, layer) for layer in NETWORK]
 TARGET = 0.35 * sum(layer.macs for layer in NETWORK) * 1e-10
 RATIO = map_by_rule(NETWORK, TABLE, TARGET)[1]
-EVALUATIONS = 300
+EVALUATIONS = 250
 
 
 @functools.cache
@@ -207,7 +217,7 @@ def searched(seed: int):
 
 def test_search_finds_the_best_mapping_and_is_ahead_of_random_search():
     best = max(map(reward_of, itertools.product(*OPTIONS)))
-    found = [reward_of(tuple(layer.scheme for layer in searched(seed)[0].values())) for seed in range(3)]
+    found = [reward_of(tuple(layer.scheme for layer in searched(seed)[0].values())) for seed in range(2)]
     random = np.random.default_rng(0)
     drawn = [
         max(reward_of(tuple(options[random.integers(len(options))] for options in OPTIONS)) for _ in range(EVALUATIONS))

@@ -222,8 +222,8 @@ def test_train_and_test(run, tmp_path):
     assert status == 0, said
     status, said = run("test --model exp")
     assert status == 0 and said.startswith("accuracy ")
-    report = json.loads((tmp_path / "exp" / "test.json").read_text())
-    assert report["total"] == 360 and report["accuracy"] == report["right"] / 360 > 0.5
+    report = json.loads((tmp_path / "exp" / "score.json").read_text())
+    assert report["total"] == 360 and report["accuracy"] == 100 * report["right"] / 360 > 50
     assert report["interval"][0] < report["accuracy"] < report["interval"][1]
     model = load_classifier("exp")
     config = ImageConfig(size=8, batch=7)  # the size of batches changes no result
@@ -252,5 +252,5 @@ def test_another_network_in_the_same_folder_is_refused(run):
 
 def test_interval_of_a_fraction():
     low, high = interval(50, 100)
-    assert (low, high) == pytest.approx((0.4038, 0.5962), abs=1e-4)  # Wilson's, from the literature
-    assert interval(10, 10)[1] == pytest.approx(1.0) and interval(0, 10)[0] == pytest.approx(0.0)
+    assert (low, high) == pytest.approx((40.38, 59.62), abs=1e-2)  # Wilson's, from the literature
+    assert interval(10, 10)[1] == pytest.approx(100.0) and interval(0, 10)[0] == pytest.approx(0.0)
