@@ -125,3 +125,26 @@ def make_experiment(tones) -> Callable[..., Path]:
 def experiment(make_experiment, tmp_path_factory) -> Path:
     """An experiment directory with an untrained conformer; not to be written to."""
     return make_experiment(tmp_path_factory.mktemp("experiment"))
+
+
+@pytest.fixture(scope="session")
+def classifier(tmp_path_factory) -> Path:
+    """An experiment directory with an untrained image classifier, half of whose filters are zero; not written to."""
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed (extra 'vision')")
+    from asrkit.cli.vision import VisionExperiment
+    from asrkit.compress.vision.images import ImageConfig
+    from asrkit.compress.vision.networks import Classifier, NetworkConfig
+    from asrkit.config import write_config
+    from asrkit.models.checkpoint import save_weights
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("classifier")
+    config = VisionExperiment(ImageConfig("digits", size=16), NetworkConfig("vgg16", width=0.125, size=16))
+    model = Classifier(config.network)
+    for module in model.modules():
+        if isinstance(module, (torch.nn.Conv2d, torch.nn.BatchNorm2d)):
+            for parameter in module.parameters():
+                parameter.data[::2] = 0.0
+    write_config(config, folder / "config.yaml")
+    save_weights(model, folder / "model.pt")
+    return folder

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,9 @@ def run(script: str, folder: Path) -> tuple[str, dict]:
     return done.stdout, json.loads((folder / "rows.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("script", ["transducer_loss.py", "training_step.py"])
+@pytest.mark.parametrize(
+    "script", ["transducer_loss.py", "training_step.py", "sparse_kernels.py", "sparse_networks.py"]
+)
 def test_results_agree(script, tmp_path):
     printed, record = run(script, tmp_path)
     assert set(record) == {"machine", "git", "peers", "absent", "rows", "notes"}
@@ -93,3 +96,48 @@ def test_streams_beside_others_find_the_same_texts(tmp_path):
     _, record = run("streaming.py", tmp_path)
     assert {row["work"] for row in record["rows"]} == {"10 streams, beam 4", "50 streams, beam 4"}
     assert all(row["result"].endswith("8 of 8 texts equal") for row in record["rows"])
+
+
+@pytest.fixture
+def engines(common):
+    import engines
+
+    yield engines
+    del sys.modules["engines"]
+
+
+class Wrong(torch.nn.Sequential):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + 1
+
+
+def unable(module: torch.nn.Module, *inputs: torch.Tensor) -> None:
+    raise RuntimeError("no such layer")
+
+
+def test_engines_are_checked_and_those_that_cannot_are_absent(common, engines, monkeypatch):
+    in_torch = partial(engines.through, engines.in_torch)
+    monkeypatch.setattr(engines, "dense_engines", lambda images: {"torch": in_torch, "other": unable})
+    monkeypatch.setattr(engines, "in_c", engines.in_torch)
+    modules = {"dense": torch.nn.Linear(3, 2), "half": torch.nn.Linear(3, 2)}
+    rows = engines.contest("layer", modules, [torch.randn(4, 3)])
+    assert [(row.work, row.peer) for row in rows] == [
+        ("layer, dense", "torch"),
+        ("layer, half", "best dense engine, torch"),
+    ]
+    assert all(row.result == "equal to 0e+00" for row in rows)
+    assert common.absent == {"other from layer": "no such layer"}
+
+
+def test_a_wrong_network_of_ours_is_shown(engines, monkeypatch):
+    monkeypatch.setattr(engines, "dense_engines", lambda images: {"torch": partial(engines.through, engines.in_torch)})
+    monkeypatch.setattr(engines, "in_c", lambda module, inputs, folder: engines.in_torch(Wrong(module), inputs, folder))
+    (row,) = engines.contest("layer", {"dense": torch.nn.Linear(3, 2)}, [torch.randn(4, 3)])
+    assert row.result.startswith("DIFFERS by")
+
+
+def test_engines_leave_their_results_after_any_number_of_runs(engines):
+    module, x = torch.nn.Conv2d(4, 4, 3, padding=1), torch.randn(1, 4, 8, 8)
+    for ready in engines.prepare_all("convolution", module, x).values():
+        ready.run()
+        assert engines.difference(ready, engines.in_eager(module, x)) < engines.TOLERANCE

@@ -6,14 +6,13 @@ Usage:
     asrkit export --model exp/asr --format onnx-int8 --out exp/asr/int8 --check data/mini/dev.jsonl.gz
     asrkit export --model exp/asr --format onnx-int8 --calibrate data/mini/train.jsonl.gz --out exp/asr/static
     asrkit export --model exp/asr --format executorch --out exp/asr/executorch --check data/mini/dev.jsonl.gz
+    asrkit export --model exp/asr --format c --target neon --out exp/asr/neon
+    asrkit export --model exp/digits --format c --out exp/digits/c
 """
 
 import json
-import os
 import sys
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import islice, product
@@ -23,9 +22,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from asrkit.cli.export_images import export_classifier
 from asrkit.cli.main import command_line, run
 from asrkit.cli.score import read_references
+from asrkit.cli.subject import load_subject
+from asrkit.cli.vision import VisionExperiment
+from asrkit.compress.codegen import TARGETS, Target, native_target, runs_here
+from asrkit.compress.codegen.runtime import LIBRARY, WEIGHTS
+from asrkit.compress.export import NETWORKS, export_c, network_seconds
+from asrkit.compress.export import differences as c_differences
+from asrkit.compress.export import stand_in as c_stand_in
 from asrkit.data.audio import read_cut
+from asrkit.data.features import FRAME_SHIFT
 from asrkit.data.manifests import load_cuts
 from asrkit.errors import InputError
 from asrkit.export.check import MODEL, MOST_MOVED, Transcribe, Utterance, compare, transcriber
@@ -35,11 +43,13 @@ from asrkit.export.onnx import FILES, Chunk, export_onnx
 from asrkit.export.onnx import differences as onnx_differences
 from asrkit.export.quantise import layer_losses, quantise_files
 from asrkit.export.sherpa import sherpa
-from asrkit.files import atomic_write
+from asrkit.files import atomic_write, written_folder
+from asrkit.models.transducer import Transducer
 from asrkit.optional import needed
 from asrkit.progress import progress
 from asrkit.scoring.provenance import machine
-from asrkit.search.recogniser import Recogniser, load
+from asrkit.search.recogniser import Recogniser
+from asrkit.text.tokenizer import load_tokenizer
 
 BATCH = 16  # utterances that are decoded together
 BEAMS = (1, 4)
@@ -51,24 +61,29 @@ def export(
     *,
     model: Path,
     out: Path,
-    format: Literal["onnx", "onnx-int8", "executorch"] = "onnx",
+    format: Literal["onnx", "onnx-int8", "executorch", "c"] = "onnx",
+    target: Literal["avx512", "avx2", "neon", "portable"] | None = None,
     streaming: bool = False,
     chunk_size: int | None = None,
     lookahead: int | None = None,
     calibrate: Path | None = None,
     keep_float: list[str] | None = None,
     check: list[Path] = (),  # type: ignore[assignment]
+    images_dir: Path | None = None,
     force: bool = False,
 ) -> None:
-    """Write the encoder, decoder and joiner of a model, tokens.txt, README.md and export.json.
+    """Write the encoder, decoder and joiner of a recogniser, tokens.txt, README.md and export.json.
 
     Each float file is compared with the model, on random features, before it is written. With --check real speech is
     transcribed by both, and an export whose WER is not that of the model, greedily on each manifest, is not written.
+    An image classifier is one file, or one folder with C; its test images are classified by both, and an export whose
+    accuracy is not that of the model is not written.
 
     Args:
-        model: experiment directory; for ONNX its predictor must be stateless.
+        model: experiment directory; its predictor must be stateless, but for ExecuTorch.
         out: the directory to write.
-        format: ONNX files for sherpa-onnx, the same with 8-bit products, or streaming programs for ExecuTorch.
+        format: ONNX files for sherpa-onnx, the same with 8-bit products, or streaming programs for ExecuTorch or in C.
+        target: processor that C is for; this machine's by default.
         streaming: ONNX files for streams; by default they are for whole utterances.
         chunk_size: encoder frames (40 ms) in a chunk when streaming; the model's own by default.
         lookahead: encoder frames at the end of a chunk that the next one may revise; as `asrkit decode` by default.
@@ -76,31 +91,45 @@ def export(
         keep_float: layers to leave as they are in an 8-bit export, by their names in the model.
         check: manifests with transcripts, which the model and its export decode on one thread each, greedily and with
             a beam of 4; error rates and real-time factors go into export.json.
+        images_dir: folder of the images of a classifier; else $ASRKIT_IMAGES.
         force: write the export whatever the check says.
     """
     if format != "onnx-int8" and (calibrate or keep_float):
         raise InputError(f"--{'calibrate' if calibrate else 'keep-float'}: --format {format} has no 8-bit products")
-    recogniser = load(model)
+    if target and format != "c":
+        raise InputError(f"--target: --format {format} is for every processor")
+    processor = TARGETS[target] if target and target != native_target().name else native_target()
+    subject = load_subject(model)
+    if isinstance(subject.config, VisionExperiment):
+        if streaming or chunk_size or lookahead or check or format == "onnx-int8":
+            raise InputError(f"{model}: an image classifier: it takes --format onnx, executorch or c, and no speech")
+        return export_classifier(subject, out, format, processor, images_dir, force)
+    recogniser = Recogniser(subject.model, subject.config.features, load_tokenizer(model / "lang"))
     chunk = None
-    if streaming or format == "executorch":
+    if streaming or format in ("executorch", "c"):
         stream = recogniser.stream(chunk_size=chunk_size, lookahead=lookahead)
         chunk = Chunk(stream.chunk_size, stream.lookahead)
     elif chunk_size or lookahead:
         raise InputError(f"--{'chunk-size' if chunk_size else 'lookahead'}: needs --streaming")
-    if recogniser.model.config.topology == "regular" and format != "executorch":
+    if recogniser.model.config.topology == "regular" and format.startswith("onnx"):
         print("warning: topology 'regular': sherpa-onnx emits at most one label a frame", file=sys.stderr)
     refs = {manifest: read_references(manifest, [])[0] for manifest in check}  # their faults show before the long work
-    if check and format != "executorch":
+    if check and format.startswith("onnx"):
         needed("sherpa_onnx", "export")
-    exporter = (_Executorch if format == "executorch" else _Onnx)(recogniser, chunk)
+    if check and not runs_here(processor):
+        raise InputError(f"--check: this machine runs nothing that is made for {processor.name}; leave it out")
+    exporter = {"executorch": _Executorch, "c": _C}.get(format, _Onnx)(recogniser, chunk, processor)
     report: dict[str, Any] = {"command": command_line(), "machine": machine(), "format": format, "blessed": False}
-    with _aside(out) as folder:
+    with written_folder(out) as folder:
         report["differences"] = {"random": exporter.write(folder)}
         if format == "onnx-int8":
             speech = None if calibrate is None else _features(recogniser, calibrate, CALIBRATION)
             exporter.quantise(folder, keep_float or [], speech)
         report["versions"] = {name: version(name) for name in exporter.packages}
-        report["bytes"] = {name: (folder / name).stat().st_size for name in exporter.files}
+        report["bytes"] = {name: (folder / name).stat().st_size for name in exporter.files if (folder / name).exists()}
+        if format == "c":
+            report |= {"target": processor.name, "seconds": _alone(folder, chunk) if runs_here(processor) else {}}
+        problem = "see --check" if runs_here(processor) else f"nothing here runs what is made for {processor.name}"
         if check:
             torch.set_num_threads(1)
             speech = _features(recogniser, check[0], BATCH)
@@ -119,7 +148,7 @@ def export(
         with atomic_write(folder / "export.json") as file:
             json.dump(report, file, indent=2)
             file.write("\n")
-    verdict = "blessed" if report["blessed"] else f"not blessed: {problem if check else 'see --check'}"
+    verdict = "blessed" if report["blessed"] else f"not blessed: {problem}"
     print(f"{out}: {sum(report['bytes'].values()) / 1e6:.1f} MB, {verdict}")
 
 
@@ -129,6 +158,7 @@ class _Onnx:
 
     recogniser: Recogniser
     chunk: Chunk | None
+    target: Target
     name = "sherpa_onnx"
     files = FILES
     packages = ("torch", "onnx", "onnxruntime")
@@ -163,12 +193,38 @@ class _Executorch(_Onnx):
         return export_executorch(self.recogniser, folder, self.chunk)
 
     def differences(self, folder: Path, speech: list[Tensor]) -> dict[str, float]:
-        return executorch_differences(self.recogniser.model, self._read(folder), speech, self.chunk)
+        return executorch_differences(self.recogniser.model, self._read(folder), self.chunk, speech)
 
     def transcriber(self, folder: Path, beam: int) -> Transcribe:
-        model = stand_in(self.recogniser.model, self._read(folder))
-        recogniser = Recogniser(model, self.recogniser.features, self.recogniser.tokenizer, beam)
+        recogniser = Recogniser(self.stand_in(folder), self.recogniser.features, self.recogniser.tokenizer, beam)
         return transcriber(recogniser, self.chunk)
+
+    def stand_in(self, folder: Path) -> Transducer:
+        return stand_in(self.recogniser.model, self._read(folder))
+
+
+class _C(_Executorch):
+    """Networks in C, which asrkit searches with itself."""
+
+    name = "c"
+    files = tuple(f"{network}/{file}" for network in NETWORKS for file in (WEIGHTS, LIBRARY))
+    packages = ("torch",)
+
+    def write(self, folder: Path) -> dict[str, float]:
+        return export_c(self.recogniser, folder, self.chunk, self.target)
+
+    def differences(self, folder: Path, speech: list[Tensor]) -> dict[str, float]:
+        return c_differences(self.recogniser.model, folder, self.chunk, speech)
+
+    def stand_in(self, folder: Path) -> Transducer:
+        return c_stand_in(self.recogniser.model, folder)
+
+
+def _alone(folder: Path, chunk: Chunk) -> dict[str, float]:
+    """Print and return how long networks in C take, without the features and the search."""
+    seconds = network_seconds(folder)
+    print(f"the encoder alone: {1e3 * seconds['encoder']:.3f} ms for {FRAME_SHIFT * chunk.shift:.2f} s of audio")
+    return seconds
 
 
 def _compare(exporter: _Onnx, folder: Path, manifest: Path, refs: dict[str, str], beam: int) -> dict[str, Any]:
@@ -216,24 +272,6 @@ def _worst_layers(exporter: _Onnx, keep_float: list[str], speech: list[Tensor], 
     for layer, ratio in worst.items():
         print(f"  {layer:<40} {ratio:5.1f} dB")
     return worst
-
-
-@contextmanager
-def _aside(out: Path) -> Iterator[Path]:
-    """Give a folder beside `out`, whose files go there when all is well, and nowhere otherwise."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written: {error.strerror}") from error
-    with temporary as name:
-        yield Path(name)
-        try:
-            out.mkdir(exist_ok=True)
-            for file in Path(name).iterdir():
-                os.replace(file, out / file.name)
-        except OSError as error:
-            raise InputError(f"{out}: cannot be written: {error.strerror}") from error
 
 
 def _features(recogniser: Recogniser, manifest: Path, most: int) -> list[Tensor]:

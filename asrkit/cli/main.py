@@ -29,7 +29,10 @@ COMMANDS = {
     "score": "word error rate of hypotheses, with its interval and alignments",
     "der": "diarisation error rate of who spoke when and where",
     "results": "write RESULTS.md from scored experiments",
+    "vision": "train and measure image classifiers, to be compressed",
+    "compress": "make networks smaller and faster: pruning schemes, mapped, trained and compiled",
     "export": "make a trained model into files that run elsewhere",
+    "bench": "compare how fast engines run models here",
     "plot": "draw learning curves, alignments and latencies",
 }
 

@@ -87,13 +87,31 @@ def split_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
 def train_experiment(config: ExperimentConfig, train: Path, valid: Path, lang: Path, out: Path) -> None:
     """Make the experiment directory and train in it, in one process or in those of torchrun."""
     tokenizer = load_tokenizer(lang)
+    train_data, valid_data = loaders(config, tokenizer, train, valid)
     sizes = {"vocab_size": tokenizer.vocab_size, "num_mel_bins": config.features.num_mel_bins}
+    if train_data.frame_labels:
+        sizes["frame_units"] = len(train_data.frame_labels.symbols)
+    config = replace(config, model=replace(config.model, **sizes))
+    if (out / "model.pt").exists():
+        _refuse_another_model(config, tokenizer, out)
+    if rank_and_world()[0] == 0:
+        copy_tokenizer(lang, out / "lang")
+        write_config(config, out / "config.yaml")
+    torch.manual_seed(config.training.seed)
+    model = Transducer(config.model).to(own_device())
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=config.training.bf16):
+        probe(model, worst_batches(train_data))
+    run_training(model, train_data, valid_data, config.training, out)
+
+
+def loaders(
+    config: ExperimentConfig, tokenizer: Tokenizer, train: Path, valid: Path
+) -> tuple[BatchLoader, BatchLoader]:
+    """Return the batches of a training and of a validation manifest, this process's part of them."""
+    rank, world = rank_and_world()
     train_cuts, frame_labels = load_cuts(train), None
     if config.model.frame_weight:
         frame_labels = collect_frame_labels(train_cuts, config.model.frame_tier)
-        sizes["frame_units"] = len(frame_labels.symbols)
-    config = replace(config, model=replace(config.model, **sizes))
-    rank, world = rank_and_world()
 
     def loader(cuts: CutSet | Path, augmentation: AugmentationConfig | None) -> BatchLoader:
         return BatchLoader(
@@ -109,17 +127,7 @@ def train_experiment(config: ExperimentConfig, train: Path, valid: Path, lang: P
             shuffle=augmentation is not None,
         )
 
-    train_data, valid_data = loader(train_cuts, config.augmentation), loader(valid, None)
-    if (out / "model.pt").exists():
-        _refuse_another_model(config, tokenizer, out)
-    if rank == 0:
-        copy_tokenizer(lang, out / "lang")
-        write_config(config, out / "config.yaml")
-    torch.manual_seed(config.training.seed)
-    model = Transducer(config.model).to(own_device())
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=config.training.bf16):
-        probe(model, worst_batches(train_data))
-    run_training(model, train_data, valid_data, config.training, out)
+    return loader(train_cuts, config.augmentation), loader(valid, None)
 
 
 def _refuse_another_model(config: ExperimentConfig, tokenizer: Tokenizer, out: Path) -> None:

@@ -109,7 +109,7 @@ class BatchLoader:
         self.features = features
         self._batching, self._seed, self._shuffle = batching, seed, shuffle
         self._rank, self._world_size = rank, world_size
-        self._frame_labels = frame_labels
+        self.frame_labels = frame_labels
         self._data = _CutData(self.cuts, features, augmentation, seed)
 
     @property
@@ -162,12 +162,12 @@ class BatchLoader:
             tokens=torch.nn.functional.pad(padded, (0, -padded.shape[1] % LABEL_STEP)),
             token_lens=torch.tensor([len(utterance) for utterance in tokens]),
             cuts=CutSet.from_cuts(self.cuts[index] for index in indices),
-            frame_labels=self._label_frames(indices, feature_lens.tolist(), speeds) if self._frame_labels else None,
+            frame_labels=self._label_frames(indices, feature_lens.tolist(), speeds) if self.frame_labels else None,
         )
 
     def _label_frames(self, indices: list[int], feature_lens: list[int], speeds: tuple[float, ...]) -> Tensor:
         labels = [
-            self._frame_labels(self.cuts[index], -(-length // SUBSAMPLING), speed)
+            self.frame_labels(self.cuts[index], -(-length // SUBSAMPLING), speed)
             for index, length, speed in zip(indices, feature_lens, speeds, strict=True)
         ]
         labels = pad_sequence(labels, batch_first=True, padding_value=UNLABELLED)

@@ -265,7 +265,7 @@ def convert(model: Transducer, chunk: Chunk | None = None) -> dict[str, bytes]:
     y = torch.zeros(2, config.predictor.context, dtype=torch.int64)
     decoder_metadata = {"vocab_size": config.vocab_size, "context_size": config.predictor.context}
     encoder, joiner = _streaming(model, chunk) if chunk else _whole(model)
-    contents = (encoder, _onnx(Decoder(model), {"y": y}, ["decoder_out"], decoder_metadata), joiner)
+    contents = (encoder, to_onnx(Decoder(model), {"y": y}, ["decoder_out"], decoder_metadata), joiner)
     return dict(zip(FILES, contents, strict=True))
 
 
@@ -277,8 +277,8 @@ def _whole(model: Transducer) -> tuple[bytes, bytes]:
     outputs = ["encoder_out", "encoder_out_lens"]
     frame = torch.zeros(2, model.config.joiner_dim)
     return (
-        _onnx(Encoder(model), inputs, outputs, metadata, {"x": {0: "N", 1: "T"}}),
-        _onnx(Joiner(model), {"encoder_out": frame, "decoder_out": frame}, ["logits"], {}),
+        to_onnx(Encoder(model), inputs, outputs, metadata, {"x": {0: "N", 1: "T"}}),
+        to_onnx(Joiner(model), {"encoder_out": frame, "decoder_out": frame}, ["logits"], {}),
     )
 
 
@@ -299,8 +299,8 @@ def _streaming(model: Transducer, chunk: Chunk) -> tuple[bytes, bytes]:
     free = {name: {1: "N"} for name in ("hidden", "cell", "new_hidden", "new_cell")}
     frame, label = torch.zeros(2, model.config.joiner_dim + 1), torch.zeros(2, model.config.joiner_dim)
     return (
-        _onnx(encoder, inputs, outputs, metadata, free),
-        _onnx(StreamingJoiner(model), {"encoder_out": frame, "decoder_out": label}, ["logits"], {}),
+        to_onnx(encoder, inputs, outputs, metadata, free),
+        to_onnx(StreamingJoiner(model), {"encoder_out": frame, "decoder_out": label}, ["logits"], {}),
     )
 
 
@@ -384,7 +384,7 @@ def _readme(recogniser: Recogniser, chunk: Chunk | None) -> str:
     return README.format(encoder=encoder.format(**sizes), usage=usage.format(kind=kind, **sizes), **sizes)
 
 
-def _onnx(
+def to_onnx(
     module: nn.Module,
     inputs: dict[str, Tensor],
     outputs: list[str],

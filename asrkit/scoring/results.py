@@ -15,11 +15,13 @@ The recipe's `results.yaml` says what is shown:
     pictures: {pictures/curve.png: Learning curve}
 
 `dir` is a folder of the experiments' folder with `score.json` and, if it was decoded by asrkit, `decode.json`;
-`train.json` is taken from it or from the nearest folder above. A `score.json` of `asrkit der`, with `diarise.json`
-beside it, is shown in a table of its own, and so is an export with `export.json`. Of several folders each figure is the
-mean, and `wer_spread` (`der_spread`) the standard deviation of their WERs (DERs). A `value` is arithmetic (+ - * / and
-parentheses) over `row.key`, where the keys are those of that file, and `decode.key`, `diarise.key` and `train.key` for
-the others; a name that is no identifier stands in brackets, `seen.by.speaker["spk-1"].wer`.
+`train.json` and `compress.json` are taken from it or from the nearest folder above. A `score.json` of `asrkit der`,
+with `diarise.json` beside it, is shown in a table of its own, and so are an export with `export.json` and what `asrkit
+compress report` measured, in `compress.json`. Of several folders each figure is the mean, and `wer_spread`
+(`der_spread`, `accuracy_spread`) the standard deviation of their WERs (DERs, accuracies). A `value` is arithmetic
+(+ - * / and parentheses) over `row.key`, where the keys are those of that file, and `decode.key`, `diarise.key`,
+`compress.key` and `train.key` for the others; a name that is no identifier stands in brackets,
+`seen.by.speaker["spk-1"].wer`.
 Without `at_most` or `at_least` a claim only shows its value, beside the `paper`'s if given.
 """
 
@@ -46,7 +48,12 @@ DIARISATION_NOTE = """Diarisation error rate in percent of the time of speech, a
 bootstrap interval over meetings, and its three parts; Jaccard error rate; speakers found beyond the true number, the
 mean with the mean of absolute differences; error of the tracks' azimuths while their speakers speak, median with 90th
 percentile. A collar is left out on each side of every boundary of the reference."""
-RUNS = ("decode", "diarise")  # JSON files beside score.json that tell how its hypotheses were made
+COMPRESSION_NOTE = """Accuracy, percent of test images, or word error rate, with its 95% interval, or over seeds the
+mean with its standard deviation and the range; what pruning left of the weights and of the multiplications; the
+compiled network's weights in kilobytes, and its processor time on one thread; how many times as fast that is as the
+dense network, compiled as well, and as that in the best of the engines, that one among them."""
+RUNS = ("decode", "diarise", "compress")  # JSON files beside or above score.json that tell more about it
+RATES = ("der", "accuracy", "wer")
 OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 
 
@@ -100,12 +107,13 @@ def _measure(folder: str, experiments: Path) -> dict[str, Any]:
     """Return the figures of one decoded set, or of one export."""
     name = "export.json" if (experiments / folder / "export.json").exists() else "score.json"
     measure = _read_json(experiments / folder / name) | {"train": {}}
+    places = [Path(folder), *Path(folder).parents]
     for run in RUNS:
-        file = experiments / folder / f"{run}.json"
-        measure[run] = _read_json(file) if file.exists() else {}
-    for above in (Path(folder), *Path(folder).parents):
-        if (experiments / above / "train.json").exists():
-            measure["train"] = _read_json(experiments / above / "train.json") | {"experiment": str(above)}
+        files = (experiments / place / f"{run}.json" for place in places)
+        measure[run] = next((_read_json(file) for file in files if file.exists()), {})
+    for place in places:
+        if (experiments / place / "train.json").exists():
+            measure["train"] = _read_json(experiments / place / "train.json") | {"experiment": str(place)}
             break
     return measure
 
@@ -115,7 +123,7 @@ def _over_seeds(measures: list[dict[str, Any]]) -> dict[str, Any]:
     if len(measures) == 1:
         return measures[0]
     mean = _mean(measures)
-    rate = "der" if "der" in mean else "wer"
+    rate = next(name for name in RATES if name in mean)
     mean[f"{rate}_spread"] = statistics.stdev(measure[rate] for measure in measures)
     return mean | {"seeds": measures}
 
@@ -163,6 +171,9 @@ def markdown(results: Results, measures: dict[str, dict[str, Any]], git: str, ma
         parts += ["## Diarisation", DIARISATION_NOTE, diarised]
     if exports:
         parts += ["## Exports", EXPORT_NOTE, exports]
+    compressed = _compression_table(results.rows, measures)
+    if compressed:
+        parts += ["## Compression", COMPRESSION_NOTE, compressed]
     latencies = _latency_table(results.rows, measures)
     if latencies:
         parts += ["## Latency", LATENCY_NOTE, latencies]
@@ -251,6 +262,21 @@ def _export_table(rows: dict[str, Row], measures: dict[str, dict[str, Any]]) -> 
     return _table(("export", "MB", "set", "WER", "differ", "real-time factor", "blessed"), body) if body else ""
 
 
+def _compression_table(rows: dict[str, Row], measures: dict[str, dict[str, Any]]) -> str:
+    """Return what compressed networks can do and what they take; empty if there are none."""
+    body = []
+    for key, row in rows.items():
+        score = measures[key]
+        if not (found := score["compress"]):
+            continue
+        rate = next(name for name in RATES if name in score)
+        shares = (_show(100 * found[name], 1) for name in ("kept", "macs_kept"))
+        times = (_show(found["milliseconds"], 3), *(_show(found[name], 2) for name in ("speed_up", "over_best_engine")))
+        body.append((row.name, *_rate_cells(score, rate), *shares, _show(found["bytes"] / 1e3, 0), *times))
+    head = ("network", "accuracy or WER", "", "weights, %", "work, %", "kB", "ms", "times faster", "than best engine")
+    return _table(head, body) if body else ""
+
+
 def _compared(check: dict[str, Any]) -> tuple[str, str, str]:
     """Return the WER and the real-time factor of a model and its export, with the differing hypotheses between."""
     contestants = [figures for figures in check.values() if isinstance(figures, dict)]  # the model comes first
@@ -267,7 +293,7 @@ def _rate_cells(score: dict[str, Any], rate: str) -> tuple[str, str]:
     if "seeds" in score:
         rates = [seed[rate] for seed in score["seeds"]]
         return f"{mean} ± {score[f'{rate}_spread']:.2f}", f"{min(rates):.2f}–{max(rates):.2f} ({len(rates)} seeds)"
-    interval = score["interval" if rate == "der" else "wer_interval"]
+    interval = score["wer_interval" if rate == "wer" else "interval"]
     return mean, "–".join(f"{bound:.2f}" for bound in interval) if interval else NONE
 
 

@@ -7,13 +7,17 @@ import pytest
 import soundfile
 import torch
 from lhotse.utils import fastcopy
+from torch import nn
 
 from asrkit.cli import export as module
+from asrkit.cli import export_images as images_module
 from asrkit.cli.main import main
+from asrkit.compress.engines import in_torch
 from asrkit.data.manifests import load_cuts, save_cuts
 from asrkit.data.utterances import read_recording, utterance_cut
 from asrkit.export.check import MODEL
 from asrkit.export.onnx import Chunk
+from asrkit.models.transducer import Transducer
 from asrkit.search.recogniser import load
 
 ONNX_FILES = ["README.md", "decoder.onnx", "encoder.onnx", "export.json", "joiner.onnx", "tokens.txt"]
@@ -169,7 +173,7 @@ def test_programs_for_executorch(experiment, manifest, tmp_path, monkeypatch):
         return {"encoder.pte": 0.0}
 
     monkeypatch.setattr(module, "export_executorch", write)
-    monkeypatch.setattr(module, "executorch_differences", lambda model, programs, speech, chunk: {"encoder.pte": 0.0})
+    monkeypatch.setattr(module, "executorch_differences", lambda model, programs, chunk, speech: {"encoder.pte": 0.0})
     monkeypatch.setattr(module, "stand_in", lambda model, programs: model)
     options = ("--format", "executorch", "--chunk-size", 8, "--lookahead", 1, "--check", manifest)
     assert run(experiment, tmp_path / "programs", *options) == 0
@@ -177,6 +181,98 @@ def test_programs_for_executorch(experiment, manifest, tmp_path, monkeypatch):
     assert report["blessed"]
     assert set(report["check"][0]) > {MODEL, "executorch"}
     assert (tmp_path / "programs" / "encoder.pte").read_text() == "8 1"
+
+
+def test_networks_in_c(experiment, manifest, other_words, tmp_path, capsys):
+    out, options = tmp_path / "c", ("--format", "c", "--chunk-size", 8, "--lookahead", 2)
+    assert run(experiment, out, *options, "--check", manifest) == 0
+    printed = capsys.readouterr().out
+    assert f"{manifest}, beam 1: 3 of 3 hypotheses are the same" in printed
+    assert f"{manifest}, beam 4: 3 of 3 hypotheses are the same" in printed
+    assert printed.splitlines()[-1].endswith("MB, blessed")
+    names = ["CMakeLists.txt", "README.md", "decoder", "encoder", "export.json", "joiner"]
+    assert sorted(path.name for path in out.iterdir()) == [*names, "model.json", "stream.c", "tokens.txt"]
+    report = read_report(out)
+    assert report["blessed"] and set(report["seconds"]) == set(report["differences"]["speech"]) == set(module.NETWORKS)
+    assert report["bytes"]["encoder/weights.bin"] > report["bytes"]["joiner/weights.bin"] > 0
+
+    model = module.c_stand_in(load(experiment).model, out)
+    model.joiner.combine = lambda *inputs: 0 * Transducer(model.config).joiner.output(sum(inputs))  # says nothing
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "c_stand_in", lambda *arguments: model)
+        patch.setattr(module, "export_c", lambda *arguments: {})
+        patch.setattr(module, "network_seconds", lambda folder: {"encoder": 0.0})
+        patch.setattr(module, "c_differences", lambda *arguments: {})
+        assert "its WER moves by +100.00 points" in error(
+            capsys, experiment, tmp_path / "other", *options, "--check", manifest
+        )
+    assert not (tmp_path / "other").exists()
+
+
+def test_networks_in_c_for_other_machines(experiment, manifest, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(module, "export_c", lambda recogniser, folder, chunk, target: {})
+    monkeypatch.setattr(module, "runs_here", lambda target: False)
+    options = ("--format", "c", "--target", "neon")
+    assert run(experiment, tmp_path / "c", *options) == 0
+    assert not read_report(tmp_path / "c")["blessed"]
+    line = error(capsys, experiment, tmp_path / "c", *options, "--check", manifest)
+    assert "--check: this machine runs nothing that is made for neon; leave it out" in line
+
+
+@pytest.mark.parametrize("format, file", [("c", "weights.bin"), ("onnx", "model.onnx"), ("executorch", "model.pte")])
+def test_image_classifiers(classifier, tmp_path, capsys, format, file):
+    for package in {"c": (), "onnx": ("onnx", "onnxruntime"), "executorch": ("executorch",)}[format]:
+        pytest.importorskip(package)
+    out = tmp_path / format
+    assert run(classifier, out, "--format", format) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith("MB, blessed")
+    report = read_report(out)
+    assert report["blessed"] and report["check"]["images"] == report["check"]["same"] == 360
+    assert report["check"]["moved"] == 0.0 and report["check"][MODEL] == report["check"][format] > 0.05
+    assert set(report["seconds"]) == {MODEL, format}
+    assert report["bytes"][file] == (out / file).stat().st_size
+    assert 1.5 * report["weights"]["exported"] < report["weights"]["of the model"]  # its zeros are gone
+
+
+def test_an_image_classifier_that_sees_other_things_is_refused(classifier, tmp_path, capsys, monkeypatch):
+    def write(network, inputs, folder, format, target):
+        (folder / "weights.bin").write_bytes(b"")
+        return in_torch(nn.Sequential(network, Turned()), inputs, folder)
+
+    class Turned(nn.Module):
+        def forward(self, logits):
+            return logits.roll(1, -1)
+
+    monkeypatch.setattr(images_module, "_write", write)
+    monkeypatch.setattr(images_module, "difference", lambda *arguments: 0.0)
+    out = tmp_path / "c"
+    line = error(capsys, classifier, out, "--format", "c")
+    assert f"{out}: not written: its accuracy moves by " in line and "accept it with --force" in line
+    assert not out.exists()
+    assert run(classifier, out, "--format", "c", "--force") == 0
+    assert not read_report(out)["blessed"]
+    monkeypatch.setattr(images_module, "difference", lambda *arguments: float("nan"))
+    assert "differs from the model by nan: not written" in error(capsys, classifier, out, "--format", "c", "--force")
+
+
+@pytest.mark.parametrize("moved, blessed", [(0.1, True), (-0.1, True), (0.104, True), (0.11, False), (-5.0, False)])
+def test_how_far_the_accuracy_may_move(moved, blessed):
+    problem = f"its accuracy moves by {moved:+.2f} points, more than 0.1"
+    assert images_module._problem(moved) == (None if blessed else problem)
+
+
+def test_image_classifiers_for_other_machines(classifier, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(images_module, "runs_here", lambda target: False)
+    assert run(classifier, tmp_path / "c", "--format", "c", "--target", "neon") == 0
+    assert "not blessed: nothing here runs what is made for neon" in capsys.readouterr().out
+    assert json.loads((tmp_path / "c" / "model.json").read_text())["target"] == "neon"
+
+
+def test_what_an_image_classifier_does_not_take(classifier, manifest, tmp_path, capsys):
+    for options in (["--format", "onnx-int8"], ["--streaming"], ["--check", manifest]):
+        assert "an image classifier: it takes --format onnx, executorch or c" in error(
+            capsys, classifier, tmp_path / "out", *options
+        )
 
 
 def test_what_cannot_be_exported_is_one_line(needs_sherpa_onnx, experiment, manifest, tmp_path, capsys):
@@ -191,6 +287,7 @@ def test_what_cannot_be_exported_is_one_line(needs_sherpa_onnx, experiment, mani
     assert "--keep-float layers.9: no such layer" in error(
         capsys, experiment, out, "--format", "onnx-int8", "--keep-float", "layers.9"
     )
+    assert "--target: --format onnx is for every processor" in error(capsys, experiment, out, "--target", "avx2")
     (tmp_path / "file").write_text("")
     assert "cannot be written" in error(capsys, experiment, tmp_path / "file" / "onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

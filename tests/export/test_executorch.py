@@ -12,6 +12,8 @@ from asrkit.data.features import SUBSAMPLING
 from asrkit.errors import InputError
 from asrkit.export import executorch as module
 from asrkit.export.check import transcriber
+from asrkit.export.onnx import Joiner
+from asrkit.export.programs import TOLERANCE, Decoder
 from asrkit.models.transducer import BLANK, Transducer, TransducerConfig
 from asrkit.nn.decoders import PredictorConfig
 from asrkit.nn.encoders import EncoderConfig
@@ -31,7 +33,7 @@ def recogniser(recogniser) -> Recogniser:
 def folder(recogniser, chunk, tmp_path_factory):
     folder = tmp_path_factory.mktemp("executorch")
     found = module.export_executorch(recogniser, folder, chunk)
-    assert max(found.values()) < module.TOLERANCE
+    assert max(found.values()) < TOLERANCE
     return folder
 
 
@@ -58,18 +60,18 @@ def test_streams_say_the_same(recogniser, programs, chunk, utterances, beam):
 
 def test_differences_of_another_model(recogniser, programs, chunk, utterances):
     features = [recogniser.fbank(samples) for samples in utterances]
-    assert max(module.differences(recogniser.model, programs, features, chunk).values()) < module.TOLERANCE
+    assert max(module.differences(recogniser.model, programs, chunk, features).values()) < TOLERANCE
     other = copy.deepcopy(recogniser.model)
     other.joiner.output.bias.data += 0.5
     other.joiner.project_predictor.weight.data[:] = 0.0
-    found = module.differences(other, programs, features, chunk)
-    assert found["encoder.pte"] < module.TOLERANCE
+    found = module.differences(other, programs, chunk, features)
+    assert found["encoder.pte"] < TOLERANCE
     assert found["decoder.pte"] > 0.1
     assert found["joiner.pte"] == pytest.approx(0.5, abs=1e-4)
 
 
 def test_frames_that_do_not_count(recogniser, programs):
-    encode = module._method(programs["encoder.pte"]).execute
+    encode = module.load_method(programs["encoder.pte"]).execute
     features, state = torch.randn(1, 32, recogniser.features.num_mel_bins), recogniser.model.encoder.start(1)
     noisy = features.clone()
     noisy[:, 13:] = 100.0
@@ -107,7 +109,7 @@ def test_recurrent_predictor():
     config = TransducerConfig(EncoderConfig(dim=16, layers=1), PredictorConfig("lstm", dim=8), **sizes)
     model = Transducer(config).eval()
     inputs = torch.tensor([[BLANK]]), *model.predictor.start(1)
-    decode = module._method(module._program(module.Decoder(model), *inputs)).execute
+    decode = module.load_method(module.to_program(Decoder(model), *inputs)).execute
     state = found_state = list(inputs[1:])
     for label in (BLANK, 3, 1, 4, 4):
         out, state = model.predictor(torch.tensor([[label]]), state)
@@ -121,7 +123,7 @@ def test_factored_blank():
     config = TransducerConfig(EncoderConfig(dim=16, layers=1), joiner_dim=8, vocab_size=5, factored_blank=True)
     model = Transducer(config).eval()
     frame, label = torch.randn(2, 1, 8)
-    (logits,) = module._method(module._program(module.Joiner(model), frame, label)).execute([frame, label])
+    (logits,) = module.load_method(module.to_program(Joiner(model), frame, label)).execute([frame, label])
     torch.testing.assert_close(logits.log_softmax(dim=-1), model.joiner.log_probs(frame, label))
 
 
