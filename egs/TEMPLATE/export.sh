@@ -37,6 +37,7 @@ if wanted 2 "export and compare"; then
   export_as dynamic-streaming --streaming "${dynamic[@]}"
   export_as static-streaming --streaming "${static[@]}"
   export_as executorch --format executorch
+  export_as c --format c
 fi
 
 if wanted 3 "RESULTS.md"; then

@@ -228,7 +228,7 @@ def report(name: str, rows: Sequence[Row], arguments: argparse.Namespace, notes:
         lines += ["Peers: " + ", ".join(f"{peer} {number}" for peer, number in present.items()), ""]
     if absent:
         reasons = ", ".join(f"{peer} ({why})" for peer, why in absent.items())
-        lines += [f"Absent; tools/bench/install_peers.sh brings them: {reasons}", ""]
+        lines += [f"Absent; tools/bench/README.md tells what brings them: {reasons}", ""]
     lines += table(rows)
     if notes:
         lines += ["", *(f"- {note}" for note in notes)]
