@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from asrkit.cli.train import ExperimentConfig
+from asrkit.compress.latency import LatencyTable, write_table
+from asrkit.compress.measuring import grid
 from asrkit.config import read_config
 from asrkit.diarisation.pipeline import DiarisationConfig
 from asrkit.scoring.results import Results
@@ -55,7 +57,16 @@ RECIPES = {
 
 
 # recipes with a driver of their own, or that drive others
-OTHERS = ("mini/export", "mini/fusion", "mini/losses", "mini/streaming", "librispeech/speaker", "meetings/diarisation")
+OTHERS = (
+    "librispeech/speaker",
+    "meetings/diarisation",
+    "mini/compress",
+    "mini/export",
+    "mini/fusion",
+    "mini/losses",
+    "mini/streaming",
+    "vision/pruning",
+)
 
 
 @pytest.fixture(params=RECIPES)
@@ -205,6 +216,45 @@ def test_export_in_miniature(mini_options, tmp_path):
         checked = [(Path(check["manifest"]).name, check["beam"]) for check in report["check"]]
         assert checked == [(f"{name}.jsonl.gz", beam) for name in ("dev", "test_unseen") for beam in (1, 4)]
         assert f"| {row.name} | " in results
+
+
+@pytest.fixture
+def latencies(tmp_path) -> str:
+    """A latency table with made-up figures: time is proportional to the multiplications that are left."""
+    table = LatencyTable("avx512", 16, "a made-up machine")
+    for point in grid():
+        table.measured[point] = 1e-6 + 1e-11 * point.layer.macs * (1 - point.ratio)
+    write_table(table, tmp_path / "latency.jsonl")
+    return str(tmp_path / "latency.jsonl")
+
+
+def test_compress_in_miniature(mini_options, latencies, tmp_path):
+    steps = "--training.steps 4 --training.bf16 false --training.average 0"
+    options = [*mini_options, "--asr", str(tmp_path / "asr"), "--test-sets", "test_seen", "--percents", "60"]
+    options += ["--table", latencies, "--speed-up", "1.2", "--prune-options", steps, "--stop-stage", "7"]
+    done = run("mini/compress", *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    exp = tmp_path / "work" / "exp"
+    found = json.loads((exp / "sparse-60" / "compress.json").read_text())
+    assert found["kept"] < 1 and {layer["scheme"] for layer in found["layers"]} > {"dense"}
+    assert (exp / "sparse-60" / "test_seen" / "score.json").exists()
+    assert json.loads((exp / "export" / "export.json").read_text())["format"] == "c"
+
+
+def test_pruning_in_miniature(latencies, tmp_path):
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed (extra 'vision')")
+    options = ["--work", str(tmp_path), "--images", "digits", "--networks", "resnet32", "--seeds", "0"]
+    options += ["--mappings", "rule filter", "--percents", "60", "--methods", "admm", "--method-percent", "60"]
+    options += ["--table", latencies, "--speed-up", "1.2", "--train-options", "--training.steps 4"]
+    options += ["--dense-options", "--images.size 8 --network.width 0.5", "--stop-stage", "6"]
+    done = run("vision/pruning", *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    exp = tmp_path / "exp" / "resnet32" / "0"
+    for name in ("dense", "rule-60", "filter-60", "admm-60"):
+        assert 0 <= json.loads((exp / name / "score.json").read_text())["accuracy"] <= 100
+        kept = json.loads((exp / name / "compress.json").read_text())["kept"]
+        assert (kept == 1) == (name == "dense")
+    assert (tmp_path / "pictures" / "resnet32-0" / "trade_off.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_speaker_in_miniature(corpora, tmp_path):

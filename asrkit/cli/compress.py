@@ -151,13 +151,13 @@ def main(argv: list[str]) -> None:
             valid: manifest of the validation speech.
         """
         config, subject = read_config(PruneOptions, conf, overrides), load_subject(model)
-        schemes = read_mapping(mapping, {layer.path for layer in subject.layers})
+        weights = {layer.path: layer.weights for layer in subject.layers}
+        schemes = read_mapping(mapping, weights)
         subject.model.to(own_device())
         data, _ = subject.data(images_dir, train, valid)
         _copy_description(subject, out)
         write_config(config, out / "pruning.yaml")
         reached = prune_network(subject.model, data, schemes, config.pruning, config.training, out, subject.part)
-        weights = {layer.path: layer.weights for layer in subject.layers}
         removed = sum(entry.ratio * weights[path] for path, entry in reached.items())
         print(f"{out}: {100 * removed / sum(weights.values()):.1f}% of the weights are zero")
 
