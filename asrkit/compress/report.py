@@ -11,6 +11,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter
 from torch import Tensor, nn
 
 from asrkit.compress.codegen import load_network
@@ -105,23 +106,26 @@ def figures(
 def trade_off_picture(
     names: Sequence[str], scores: Sequence[tuple[str, float]], reports: Sequence[dict[str, Any]]
 ) -> Figure:
-    """Draw accuracy, or word error rate, over latency; experiments whose names differ in their last number only
-    (`pattern-80`, `pattern-90`) are a line."""
+    """Draw errors (100 - accuracy, or word error rate) over latency, both in logarithms.
+
+    Experiments whose names differ in their last number only (`pattern-80`, `pattern-90`) are a line.
+    """
     lines: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    for name, (_, score), measured in zip(names, scores, reports, strict=True):
+    for name, (measure, score), measured in zip(names, scores, reports, strict=True):
         stem = name.rstrip("0123456789").rstrip("-_.")
-        lines[stem].append((measured["milliseconds"], score))
+        lines[stem].append((measured["milliseconds"], 100 - score if measure == "accuracy" else score))
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 4.2), layout="constrained")
         axes = figure.subplots()
         for i, (name, points) in enumerate(lines.items()):
             colour, marker = LOSS_COLOURS[i % len(LOSS_COLOURS)], "osD^vP*X"[i % 8]
             axes.plot(*zip(*sorted(points), strict=True), color=colour, marker=marker, linewidth=1.4, label=name)
-        axes.set_xscale("log")
         axes.set_xlabel("latency, ms (one thread)")
-        axes.set_ylabel("accuracy, %" if scores[0][0] == "accuracy" else "word error rate, %")
-        axes.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
-        axes.xaxis.set_minor_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+        axes.set_ylabel("errors, % of test images" if scores[0][0] == "accuracy" else "word error rate, %")
+        for axis, set_scale in ((axes.xaxis, axes.set_xscale), (axes.yaxis, axes.set_yscale)):
+            set_scale("log")
+            axis.set_major_formatter(FormatStrFormatter("%g"))
+            axis.set_minor_formatter(FormatStrFormatter("%g"))
         axes.legend()
     return figure
 
