@@ -16,6 +16,7 @@ weights and `mapping.yaml` beside them. For a recogniser, whatever trains needs 
 import json
 import logging
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -76,9 +77,24 @@ class SearchOptions:
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
 
+Overrides = dict[str, str]
+
+
 def main(argv: list[str]) -> None:
     options, overrides = split_overrides(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    commands = {
+        "map": mapper(overrides),
+        "prune": pruner(overrides),
+        "finetune": finetuner(overrides),
+        "latency-table": latency_table,
+        "report": report,
+        "_help": HELP,
+    }
+    run(commands, options)
 
+
+def mapper(overrides: Overrides) -> Callable[..., None]:
     def map(
         *,
         model: Path,
@@ -127,6 +143,10 @@ def main(argv: list[str]) -> None:
         write_mapping(found, out, MappingHeader(str(model), latencies.target, predicted, ratio))
         print(f"{out}: {1e3 * predicted:.3f} ms predicted at a ratio of {ratio:.3f}")
 
+    return map
+
+
+def pruner(overrides: Overrides) -> Callable[..., None]:
     def prune(
         *,
         model: Path,
@@ -161,6 +181,10 @@ def main(argv: list[str]) -> None:
         removed = sum(entry.ratio * weights[path] for path, entry in reached.items())
         print(f"{out}: {100 * removed / sum(weights.values()):.1f}% of the weights are zero")
 
+    return prune
+
+
+def finetuner(overrides: Overrides) -> Callable[..., None]:
     def finetune(
         *,
         model: Path,
@@ -189,9 +213,7 @@ def main(argv: list[str]) -> None:
             add_masks(subject.network, silent_channels(subject.network, subject.inputs))
         finetune_network(subject.model, *subject.data(images_dir, train, valid), config.training, out)
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    commands = {"map": map, "prune": prune, "finetune": finetune, "latency-table": latency_table, "report": report}
-    run(commands | {"_help": HELP}, options)
+    return finetune
 
 
 def latency_table(*, out: Path, target: Literal["avx512", "avx2", "neon", "portable"] | None = None) -> None:

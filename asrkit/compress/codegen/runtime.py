@@ -30,7 +30,6 @@ class Network:
         self.inputs, self.outputs, self.steps = metadata["inputs"], metadata["outputs"], metadata["steps"]
         self.weights = weights
         self._run, self._run_step = (getattr(library, f"{metadata['name']}_{what}") for what in ("run", "run_step"))
-        self._library = library
         self._work = _aligned(4 * metadata["workspace"] + ALIGNMENT)
 
     def __call__(self, *inputs: Array) -> list[np.ndarray]:

@@ -5,7 +5,6 @@ With factors, reshaping, flattening, shuffling pixels and enlarging never move d
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from math import prod
 from typing import Literal
 
@@ -160,12 +159,3 @@ def _common_factors(views: Sequence[View]) -> list[tuple[int, tuple[int, ...]]]:
                 if n > size:
                     dim.append((n // size, stride * size))
     return found
-
-
-def all_positions(factors: Iterable[tuple[int, int]]) -> list[int]:
-    """Return the positions of a product of factors as plain numbers, the last factor fastest."""
-    factors = list(factors)
-    return [
-        sum(i * stride for i, (_, stride) in zip(index, factors, strict=True))
-        for index in product(*(range(n) for n, _ in factors))
-    ]
