@@ -129,6 +129,8 @@ def mapper(overrides: Overrides) -> Callable[..., None]:
             return write_mapping(map_to_scheme(subject.layers, Scheme.parse(scheme)), out, MappingHeader(str(model)))
         if table is None or (milliseconds is None) == (speed_up is None):
             raise InputError("map: give --scheme, or --table with one of --milliseconds and --speed-up")
+        if (milliseconds or speed_up or 0) <= 0:
+            raise InputError("map: --milliseconds and --speed-up must be above 0")
         latencies = read_table(table)
         seconds = milliseconds / 1e3 if milliseconds else latencies.predict(subject.layers, {}) / speed_up
         if search:
@@ -206,9 +208,12 @@ def finetuner(overrides: Overrides) -> Callable[..., None]:
         """
         config, subject = read_config(FinetuneOptions, conf, overrides), load_subject(model)
         subject.model.to(own_device())
+        ours, theirs = out / "mapping.yaml", model / "mapping.yaml"
+        if ours.exists() and theirs.exists() and ours.read_text() != theirs.read_text():
+            raise InputError(f"{ours}: begun with another mapping; choose another --out")
         _copy_description(subject, out)
-        if (model / "mapping.yaml").exists() and rank_and_world()[0] == 0:
-            shutil.copy(model / "mapping.yaml", out / "mapping.yaml")
+        if theirs.exists() and rank_and_world()[0] == 0:
+            shutil.copy(theirs, ours)
         if isinstance(subject.config, VisionExperiment):  # where filters went, so do what their batch norms give
             add_masks(subject.network, silent_channels(subject.network, subject.inputs))
         finetune_network(subject.model, *subject.data(images_dir, train, valid), config.training, out)

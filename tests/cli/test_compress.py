@@ -72,13 +72,17 @@ def test_report(experiments):
         ("prune --model dense --mapping broken.yaml --out x", "broken.yaml"),
         ("prune --model dense --mapping other.yaml --out x", "nowhere"),
         ("prune --model dense --mapping mapping.yaml --pruning.ratio 1.5 --out x", "ratio must be from 0 to below 1"),
+        ("map --model dense --out x.yaml --table none.jsonl --speed-up 0", "must be above 0"),
         ("finetune --model dense --out x", "not pruned"),
+        ("finetune --model pruned --out other", "begun with another mapping"),
         ("report nothing --out x", "nothing/config.yaml: No such file"),
     ],
 )
 def test_wrong_use_gives_one_line(line, complaint, experiments, monkeypatch, capsys):
     monkeypatch.chdir(experiments)
     Path("broken.yaml").write_text("layers: {'0': {scheme: punched")
+    Path("other").mkdir(exist_ok=True)
+    Path("other/mapping.yaml").write_text("layers: {}")
     Path("other.yaml").write_text("layers: {nowhere: {scheme: pattern}}")
     status = asrkit(["compress", *line.split()])
     said = capsys.readouterr().err
