@@ -7,6 +7,7 @@ import numpy as np
 
 from asrkit.compress.codegen import views, winograd
 from asrkit.compress.codegen.expressions import c_expression
+from asrkit.compress.codegen.graph import IDENTITY
 from asrkit.compress.codegen.kernels import Kernels, Shape
 from asrkit.compress.codegen.pack import Packed, pack
 from asrkit.compress.codegen.plan import Plan
@@ -211,6 +212,8 @@ class Emitter:
 
     def _elementwise(self, step: Elementwise) -> list[str]:
         nest = list(views.loops([step.out, *step.inputs])) or [(1, (1,) * (len(step.inputs) + 1))]
+        if lines := self._transposed(step, nest):
+            return lines
         (*outer, (length, strides)) = nest
         lines, pointers = self._nest(
             outer, [self.pointer(view.buffer, view.offset) for view in (step.out, *step.inputs)]
@@ -235,6 +238,17 @@ class Emitter:
         if length > full:
             lines.append(f"{{ const int j = {full}; {set_vector(length - full)} }}")
         return [*lines, *"}" * len(outer)]
+
+    def _transposed(self, step: Elementwise, nest: Sequence[tuple[int, tuple[int, ...]]]) -> list[str]:
+        """Return a copy between two orders of dimensions as transpositions of matrices, or nothing if it is none."""
+        *outer, (columns, strides) = nest
+        rows = next((loop for loop in outer if loop[1][1:] == (1,)), None)
+        if step.expression != IDENTITY or strides[0] != 1 or rows is None or min(rows[0], columns) < self.target.lanes:
+            return []
+        outer.remove(rows)
+        lines, (y, x) = self._nest(outer, [self.pointer(view.buffer, view.offset) for view in (step.out, *step.inputs)])
+        sizes = f"{rows[1][0]}, {x}, {strides[1]}, {rows[0]}, {columns}"
+        return [*lines, f"{self.kernels.transposition()}({y}, {sizes});", *"}" * len(outer)]
 
     def _room(self, out: View, strides: Sequence[int], length: int) -> bool:
         """Return whether the last vector of rows of this length may reach beyond their ends."""

@@ -52,6 +52,11 @@ class Kernels:
         if text not in self.texts:
             self.texts.append(text)
 
+    def transposition(self) -> str:
+        """Return the name of what writes a matrix the other way round."""
+        self.include(_transposition(self.target.lanes))
+        return "transpose"
+
     def matmul(self, rows: int, vectors: int) -> str:
         """Return the name of the kernel of a product of two tensors that are both computed."""
         shape = Shape("matmul", rows, vectors, 0.0, (), False, False)
@@ -131,6 +136,7 @@ def _shared(name: str, shape: Shape) -> str:
             lines += ["    {", *(f"      {line}" for line in column), "    }"]
         lines.append("  }")
     lines += [
+        "  UNROLLED",
         "  for (; k > 0; --k) {",
         *(f"    {line}" for line in _column(range(rows), vectors, shape.prefetch)),
         "  }",
@@ -184,3 +190,32 @@ def _matmul(name: str, rows: int, vectors: int) -> str:
     lines.append("  }")
     lines += [f"  v_store(y + {r} * out + {v} * LANES, a{r}_{v});" for r in range(rows) for v in range(vectors)]
     return "\n".join([*lines, "}", ""])
+
+
+def _transposition(lanes: int) -> str:
+    """Squares of as many vectors as a vector has elements are transposed in registers, halves of ever more elements
+    changing places; those at the ends overlap the ones before, so that nothing is read or written beyond the matrix."""
+    lines = ["INLINE void transpose_square(float *y, int apart, const float *x, int beside) {"]
+    lines += [f"  vf r{i} = v_load(x + {i} * beside);" for i in range(lanes)]
+    for half in (1 << n for n in range(lanes.bit_length() - 1)):
+        kept = ", ".join(str(lane if not lane & half else lanes + lane - half) for lane in range(lanes))
+        moved = ", ".join(str(lane + half if not lane & half else lanes + lane) for lane in range(lanes))
+        for i in (i for i in range(lanes) if not i & half):
+            a, b = f"r{i}", f"r{i | half}"
+            lines.append(f"  {{ vf a = {a}, b = {b}; {a} = v_shuffle(a, b, {kept}); {b} = v_shuffle(a, b, {moved}); }}")
+    lines += [f"  v_store(y + {i} * apart, r{i});" for i in range(lanes)]
+    lines += [
+        "}",
+        "/* y[i * apart + j] = x[i + j * beside] for i < rows, j < columns, both at least LANES. */",
+        "static NOINLINE void transpose(float *y, int apart, const float *x, int beside, int rows, int columns) {",
+        "  for (int i = 0; i < rows; i += LANES) {",
+        "    const int a = i < rows - LANES ? i : rows - LANES;",
+        "    for (int j = 0; j < columns; j += LANES) {",
+        "      const int b = j < columns - LANES ? j : columns - LANES;",
+        "      transpose_square(y + a * apart + b, apart, x + a + b * beside, beside);",
+        "    }",
+        "  }",
+        "}",
+        "",
+    ]
+    return "\n".join(lines)

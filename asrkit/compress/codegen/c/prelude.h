@@ -9,7 +9,11 @@ typedef float vf_anywhere __attribute__((vector_size(VECTOR_BYTES), aligned(4), 
 #define NOINLINE __attribute__((noinline))
 #ifdef __clang__
 #define ROLLED _Pragma("nounroll")
+#define UNROLLED _Pragma("unroll 4")
+#define v_shuffle __builtin_shufflevector
 #else
+#define UNROLLED _Pragma("GCC unroll 4")
+#define v_shuffle(a, b, ...) __builtin_shuffle(a, b, (vi){__VA_ARGS__})
 #define ROLLED _Pragma("GCC unroll 1") /* all rows of all pictures written out would be a lot of code */
 #endif
 #define INLINE static inline __attribute__((always_inline, unused))
