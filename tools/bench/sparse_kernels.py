@@ -9,7 +9,7 @@ Weights are random and pruned by magnitude: these are speeds, no accuracy stands
 the layer before it is pruned. The sparse products of torch and scipy have the scheme and the layout that suit them
 best, and no bias to add.
 
-Layers stand in a row of four, as in a network, and the time is that of one: where an engine has a layout of its own,
+Layers stand in a row of twelve, as in a network, and the time is that of one: where an engine has a layout of its own,
 entering and leaving it costs a single layer as much as its work. Those "alone" tell how much.
 """
 
@@ -30,7 +30,7 @@ from asrkit.compress.schemes import Scheme, make_mask
 
 SCHEMES = [Scheme("punched", (4, 1)), Scheme("punched", (16, 1)), Scheme("pattern"), Scheme("unstructured")]
 RATIOS = (0.5, 0.75, 0.8, 0.9)
-IN_A_ROW, ALONE = 4, 1
+IN_A_ROW, ALONE = 12, 1
 LEAST_OF_PATTERNS = 5 / 9
 SPARSE_RATIOS = (0.8, 0.9)  # with fewer zeros the sparse products are slower than dense ones
 

@@ -15,7 +15,9 @@ from asrkit.compress.codegen.steps import Product
 from asrkit.compress.codegen.target import Target
 
 MASKED_ROWS = 4  # rows of a block whose columns are grouped by which of the rows need them
-BLOCK_COST = 12.0  # of beginning and ending a block, in the same unit as below: products of vectors
+# In the unit of `choose`, products of vectors: beginning and ending a block, and loading a vector of pixels, which comes
+# from the second cache or lies across the lines of the first.
+BLOCK_COST, LOAD_COST = 12.0, 2.5
 
 
 @dataclass
@@ -50,7 +52,7 @@ def pack(step: Product, target: Target) -> Packed:
 def choose(used: np.ndarray, groups: int, pixels: int, target: Target) -> tuple[float, str, int, np.ndarray]:
     """Return cost, kernel, size of blocks and order of rows of the best way to multiply by weights (O, K).
 
-    The cost is about the number of half cycles: a product or a load of a vector each.
+    The cost is about the number of half cycles, of which a product of vectors takes one.
     """
     vectors = -(-pixels // target.lanes)
     best: tuple[float, str, int, np.ndarray] | None = None
@@ -89,10 +91,10 @@ def _cost(used: np.ndarray, rows: int, width: int, kernel: str) -> float:
         counts = block.sum(axis=0)
         if kernel == "shared":
             columns = np.count_nonzero(counts)
-            total += columns * max(here * width, width + here, 8 if here * width < 4 else 0)
+            total += columns * max(here * width, LOAD_COST * width + here, 8 if here * width < 4 else 0)
         else:
             counts = counts[counts > 0]
-            total += np.maximum(counts * width, counts + width).sum() + 15 * 2
+            total += np.maximum(counts * width, counts + LOAD_COST * width).sum() + 15 * 2
         total += BLOCK_COST + here * width
     return total / width
 
