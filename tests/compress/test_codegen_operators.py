@@ -381,6 +381,12 @@ def outputs(m, x, unused):
     yield from (x, x + 0, x.transpose(1, 2), torch.ones(2, 3), 2 * m.w, y, m.d(y.relu()), y)
 
 
+@group((1, 2, 17, 40), (1, 16, 16), (1, 33, 15), (1, 35, 37), l=linear(37, 18))
+def turned(m, x, square, narrow, rows):
+    yield from (x.mT, x.transpose(1, 3), x.permute(0, 3, 1, 2), square.mT, narrow.mT, rows.mT.contiguous() + 1)
+    yield from (m.l(rows), m.l(rows).mT)
+
+
 @group((1, 9, 12), torch.tensor([[3, 0, 1]]), torch.tensor([2]), table=lambda: nn.Embedding(4, 12))
 def whole_numbers(m, x, n, count):
     yield m.table(n) + x[:, :3]

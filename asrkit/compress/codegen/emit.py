@@ -124,7 +124,8 @@ class Emitter:
         first_column = np.cumsum([0, *packed.counts.sum(axis=1)[:-1]])
         first_weight = np.cumsum([0, *sizes[:-1]])
         table = np.column_stack([first_column, first_weight, packed.counts])
-        call = self._call(step, packed)
+        backwards = len(self.packed) % 2 == 0
+        call = self._call(step, packed, backwards)
         width = table.shape[1]
         lines = [
             f"const float *x = {self.pointer(step.x, step.start)};",
@@ -161,14 +162,15 @@ class Emitter:
                 body += ["    continue;", "  }"]
         lines += [
             "PARALLEL",
-            f"for (int tile = 0; tile < {tiles}; ++tile) {{",
+            f"for (int n = 0; n < {tiles}; ++n) {{",
+            f"  const int tile = {f'{tiles - 1} - n' if backwards else 'n'};",
             f"  const int p = (tile * {most - 1} + (tile < {large} ? tile : {large})) * {step_of};",
             *body,
             "}",
         ]
         return lines
 
-    def _call(self, step: Product, packed: Packed) -> Callable[[int, int, str, str], str]:
+    def _call(self, step: Product, packed: Packed, backwards: bool) -> Callable[[int, int, str, str], str]:
         """Return what gives C for the call of a kernel on a block: rows, vectors, first row, first pixel."""
         operands = []
         for operand in step.operands:
@@ -177,7 +179,8 @@ class Emitter:
                 operands.append((False, base, None))
             else:
                 operands.append((operand.per_row, base, self.table(operand.offsets[packed.order])))
-        prefetch = step.x.size * 4 > PREFETCHED and packed.kernel != "vector"
+        far = step.x.size * 4 > PREFETCHED and packed.kernel != "vector"
+        prefetch = (-1 if backwards else 1) * far
         single = step.pixels == 1 and packed.kernel != "vector"
 
         def call(rows: int, vectors: int, first: str, pixel: str) -> str:

@@ -26,7 +26,8 @@ class Shape:
     epilogue: Expression
     per_row: tuple[bool, ...]
     """Of each operand of the epilogue, whether it is the same for all pixels of a row."""
-    prefetch: bool
+    prefetch: int
+    """1 or -1: whether the tile after this or that before comes next, and is far; else 0."""
     single: bool
     """Whether there is one pixel only, which a vector must not overrun."""
 
@@ -88,7 +89,7 @@ def _sums(rows: int, vectors: int, start: str = "v_splat(bias[{r}])") -> list[st
     return ["  vf " + ", ".join(f"a{r}_{v} = {start.format(r=r)}" for v in range(vectors)) + ";" for r in range(rows)]
 
 
-def _column(rows: Sequence[int], vectors: int, prefetch: bool, part: str = "") -> list[str]:
+def _column(rows: Sequence[int], vectors: int, prefetch: int, part: str = "") -> list[str]:
     """Return one column's products; `part` tells sums of columns apart that are added up at the end."""
     lines = ["const float *p = x + *columns++;"]
     if prefetch:
@@ -100,6 +101,12 @@ def _column(rows: Sequence[int], vectors: int, prefetch: bool, part: str = "") -
     lines.append(f"w += {len(rows)};")
     lines.append(f"__builtin_prefetch(w + {AHEAD});")
     return lines
+
+
+def _ahead(shape: Shape) -> str:
+    """Return C for the distance of a vector of the next tile."""
+    first = shape.prefetch * shape.vectors
+    return f"  const int ahead = ({first} + counts[0] % {shape.vectors}) * LANES;"
 
 
 def _finish(shape: Shape) -> list[str]:
@@ -125,7 +132,7 @@ def _shared(name: str, shape: Shape) -> str:
     parts = max(1, -(-IN_FLIGHT // (rows * vectors)))
     lines = [_signature(name, shape), *_sums(rows, vectors), "  int k = counts[0];"]
     if shape.prefetch:
-        lines.append(f"  const int ahead = ({vectors} + counts[0] % {vectors}) * LANES;")
+        lines.append(_ahead(shape))
     for part in range(1, parts):
         zeros = ", ".join(f"a{r}_{v}_{part} = v_splat(0.0f)" for r in range(rows) for v in range(vectors))
         lines.append(f"  vf {zeros};")
@@ -150,7 +157,7 @@ def _masked(name: str, shape: Shape) -> str:
     """Columns come by the set of rows that need them, so that any mask does only its own products."""
     lines = [_signature(name, shape), *_sums(shape.rows, shape.vectors)]
     if shape.prefetch:
-        lines.append(f"  const int ahead = ({shape.vectors} + counts[0] % {shape.vectors}) * LANES;")
+        lines.append(_ahead(shape))
     for n in range(1, SETS + 1):
         rows = [r for r in range(shape.rows) if n >> r & 1]
         column = _column(rows, shape.vectors, shape.prefetch)

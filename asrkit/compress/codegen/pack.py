@@ -15,8 +15,8 @@ from asrkit.compress.codegen.steps import Product
 from asrkit.compress.codegen.target import Target
 
 MASKED_ROWS = 4  # rows of a block whose columns are grouped by which of the rows need them
-# In the unit of `choose`, products of vectors: beginning and ending a block, and loading a vector of pixels, which comes
-# from the second cache or lies across the lines of the first.
+# In the unit of `choose`, products of vectors: beginning and ending a block, and loading a vector of pixels, which
+# comes from the second cache or lies across the lines of the first.
 BLOCK_COST, LOAD_COST = 12.0, 2.5
 
 

@@ -94,19 +94,16 @@ class Planner:
         for i, op in enumerate(graph.inputs):
             buffer = Buffer("input", prod(op.shape), i)
             self.inputs.append(ordered(buffer, op.shape, orders.get(i, range(len(op.shape)))))
-        self.outputs = []
-        for i, op in enumerate(graph.outputs):
-            order = orders[fed_back[i]] if fed_back and i in fed_back else range(len(op.shape))
-            self.outputs.append(ordered(Buffer("output", prod(op.shape), i), op.shape, order))
-        self.wanted = dict(zip(graph.outputs, self.outputs, strict=True))
         for op in graph.ops:
             self.views[op] = (
                 getattr(self, f"_{op.kind}")(op) if op.kind != "input" else self.inputs[graph.inputs.index(op)]
             )
         self.final = [self.views[op] for op in graph.outputs]
-        for view, out, op in zip(self.final, self.outputs, graph.outputs, strict=True):
-            if view.buffer is not out.buffer:
-                self._copy(view, out, op.path)
+        self.outputs = []
+        for i, op in enumerate(graph.outputs):
+            order = orders[fed_back[i]] if fed_back and i in fed_back else range(len(op.shape))
+            self.outputs.append(ordered(Buffer("output", prod(op.shape), i), op.shape, order))
+            self._copy(self.views[op], self.outputs[-1], op.path)
 
     # --- memory
 
@@ -127,10 +124,6 @@ class Planner:
     def picture(self, height: int, width: int) -> Picture:
         return _picture(height, width, self.margins.get((height, width), (0, 0)), self.lanes)
 
-    def _fills_vectors(self, height: int, width: int) -> bool:
-        """Return whether channels without gaps are pictures, so that a product can read and write the caller's."""
-        return height * width % self.lanes == 0 and self.picture(height, width).pitch == width
-
     def new(self, size: int) -> Buffer:
         return Buffer("workspace", size + self.lanes)  # the last vector may reach beyond the last element
 
@@ -140,14 +133,6 @@ class Planner:
         buffer = self.new(channels * picture.plane)
         self.pictures[buffer] = picture
         return View(buffer, picture.base, (views.merged([(channels, picture.plane)]), *picture.factors))
-
-    def _channels_of(self, op: Op) -> View:
-        """Return where the channels of a convolution go: to the caller at once if they lie there as they do here."""
-        out, size = self.wanted.get(op), _size(op.shape)
-        if out is None or not self._fills_vectors(*size) or out.dims != views.contiguous(op.shape):
-            return self.planes(op.shape[1], *size)
-        self.pictures[out.buffer] = Picture(*size, size[1], 0, prod(size))
-        return _channels(out)
 
     def like(self, view: View) -> View:
         """Return a new tensor of the shape of a view, in the same order in memory, with rows that begin vectors."""
@@ -333,7 +318,7 @@ class Planner:
     def _conv(self, op: Op) -> View:
         weight, bias = (np.asarray(op.attrs[name]) for name in ("weight", "bias"))
         x = _channels(self.views[op.inputs[0]])
-        out = self._channels_of(op)
+        out = self.planes(op.shape[1], *_size(op.shape))
         if tiling := self._tiling(op):
             return self._winograd(op, x, out, tiling)
         if prod(_size(op.shape)) == 1:
@@ -416,8 +401,7 @@ class Planner:
         """Return whether each kernel position of a convolution is an offset into its input as it lies."""
         rows, columns = x.dims[1:]
         picture, mine = self.picture(*_size(op.shape)), self.pictures.get(x.buffer)
-        fits = x.buffer.kind == "workspace" or self._fills_vectors(*_size(op.shape))
-        if op.attrs["stride"] != (1, 1) or not fits:
+        if op.attrs["stride"] != (1, 1) or x.buffer.kind != "workspace":
             return False
         if (columns and columns != ((columns[0][0], 1),)) or (rows and rows != ((rows[0][0], picture.pitch),)):
             return False
