@@ -33,7 +33,8 @@ from asrkit.config import read_config
 from asrkit.data.audio import audio_size, is_audio, read_audio, read_channels, stream_audio, stream_channels
 from asrkit.data.formats import read_rttm, rttm_line, write_rttm, write_seglst, write_tracks
 from asrkit.data.manifests import is_manifest, load_cuts
-from asrkit.diarisation.embedding import Embedder, window_bounds
+from asrkit.diarisation.embedding import Embedder
+from asrkit.diarisation.enrolment import enrol as enrol_speech
 from asrkit.diarisation.frontend import observe
 from asrkit.diarisation.geometry import ArrayGeometry
 from asrkit.diarisation.observations import Observations, concatenate, load_observations
@@ -42,7 +43,7 @@ from asrkit.diarisation.page import page
 from asrkit.diarisation.pipeline import Diarisation, DiarisationConfig
 from asrkit.diarisation.pipeline import diarise as diarise_recording
 from asrkit.diarisation.plda import Plda, load_plda
-from asrkit.diarisation.voice_activity import Interval, cells, energy_activity, silero_activity, union
+from asrkit.diarisation.voice_activity import Interval, energy_activity, silero_activity, union
 from asrkit.errors import InputError
 from asrkit.files import atomic_write
 from asrkit.progress import progress
@@ -221,11 +222,10 @@ class Job:
         """Return the embeddings (M, D) of somebody's speech."""
         rate, frontend = self.embedder.sampling_rate, self.config.frontend
         samples = read_audio(file, rate).numpy()
-        intervals = union(ACTIVITY[self.config.frontend.activity](samples, rate))
+        intervals = union(ACTIVITY[frontend.activity](samples, rate))
         if not intervals:
             raise InputError(f"{file}: no speech in it to enrol")
-        windows = window_bounds(*cells(intervals, frontend.cell), intervals, frontend.window)
-        return self.embedder(samples, windows[:, 0], windows[:, 1])
+        return enrol_speech(samples, intervals, self.embedder, frontend)
 
 
 def mono(path: Path, rate: int) -> np.ndarray:

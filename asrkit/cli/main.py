@@ -16,6 +16,8 @@ from typing import Any, get_args, get_origin
 
 from asrkit.errors import InputError
 
+DATA_FOLDERS = ("ASRKIT_CORPORA", "ASRKIT_IMAGES")
+
 COMMANDS = {
     "data": "prepare, validate, describe and compare corpora",
     "lang": "make the tokens and the lexicon of a language",
@@ -101,8 +103,15 @@ def run(components: Callable | dict[str, Any], argv: list[str]) -> Any:
 
 
 def command_line() -> str:
-    """Return the running command as a shell would take it, for the files that tell how they were made."""
-    return shlex.join(["asrkit", *sys.argv[1:]])
+    """Return the running command as a shell would take it, for the files that tell how they were made.
+
+    Folders that the environment names are named so, since they lie elsewhere on other machines.
+    """
+    line = shlex.join(["asrkit", *sys.argv[1:]])
+    for name in DATA_FOLDERS:
+        if folder := os.environ.get(name, "").rstrip("/"):
+            line = line.replace(f"{folder}/", f"${name}/")
+    return line
 
 
 def _add(parser: Any, components: Callable | dict[str, Any]) -> None:

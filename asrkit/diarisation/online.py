@@ -6,11 +6,12 @@ from dataclasses import replace
 import numpy as np
 
 from asrkit.diarisation.embedding import Embedder, window_bounds
+from asrkit.diarisation.enrolment import enrolled_speakers
 from asrkit.diarisation.frontend import check, observe_cells
 from asrkit.diarisation.geometry import ArrayGeometry
 from asrkit.diarisation.observations import Observations
 from asrkit.diarisation.particle_filter import Decision, OnlineFilter
-from asrkit.diarisation.pipeline import DiarisationConfig, stack_speakers
+from asrkit.diarisation.pipeline import DiarisationConfig
 from asrkit.diarisation.plda import Plda
 from asrkit.diarisation.voice_activity import Interval, cells, union
 from asrkit.types import Segment
@@ -46,7 +47,7 @@ class OnlineDiariser:
         self._find_speech, self._geometry, self._config = find_speech, geometry, config
         known = {name: plda.project(embeddings) for name, embeddings in (enrolled or {}).items()}
         self._names = list(known)
-        speakers = stack_speakers(known) if known else None
+        speakers = enrolled_speakers(known) if known else None
         self._filter = OnlineFilter(plda.between, config.particle_filter, speakers)
         self._samples = np.zeros((0, 0), np.float32)
         self._start = 0.0  # seconds, of the samples that are kept

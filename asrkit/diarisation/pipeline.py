@@ -9,6 +9,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from asrkit.diarisation.ahc import AhcConfig, agglomerate, relabel
+from asrkit.diarisation.enrolment import enrolled_speakers
 from asrkit.diarisation.frontend import FrontendConfig
 from asrkit.diarisation.observations import Observations
 from asrkit.diarisation.overlap import NOBODY, OverlapConfig, second_speakers
@@ -19,7 +20,6 @@ from asrkit.diarisation.tracked import TrackedConfig, locate_speakers, track_spe
 from asrkit.types import Segment, Tracks
 
 TRACK_STEP = 0.1  # seconds
-ENROLMENT_WEIGHT = 0.1  # cells of the meeting that a window of enrolment is worth: the room was another one
 KNOWN_VARIANCE = 0.3  # squared radians, up to which a speaker's azimuth is said
 
 
@@ -97,7 +97,7 @@ def cluster(
         return track_speakers(cells, between, start, config.tracked, least, most).labels
     speakers = None if start is None else known_speakers(cells.embeddings, start)
     if enrolled:
-        speakers = stack_speakers(enrolled)
+        speakers = enrolled_speakers(enrolled)
     births = start is None or bool(enrolled)  # the first clustering has found out how many there are
     filtering = config.particle_filter if most is None else replace(config.particle_filter, most_speakers=most)
     labels, _ = filter_speakers(cells, between, filtering, speakers, births)
@@ -112,13 +112,6 @@ def first_clustering(
     if config.start == "vbx":
         return track_speakers(cells, between, None, replace(config.tracked, location="none"), least, most).labels
     return None
-
-
-def stack_speakers(enrolled: Mapping[str, np.ndarray]) -> Speakers:
-    """Return what is known of the voices of those who are enrolled."""
-    embeddings = list(enrolled.values())
-    counts, sums = np.array([len(e) for e in embeddings]), np.stack([e.sum(axis=0) for e in embeddings])
-    return scaled(Speakers(counts, sums), ENROLMENT_WEIGHT)
 
 
 def name_speakers(
@@ -136,7 +129,7 @@ def name_speakers(
     names = [f"speaker{k + 1}" for k in range(len(found.counts))]
     if not enrolled or not len(names):
         return names
-    known = scaled(stack_speakers(enrolled), weight)
+    known = scaled(enrolled_speakers(enrolled), weight)
     together = speaker_evidence(
         found.counts[:, None] + known.counts, found.sums[:, None] + known.sums, between
     )  # (K, people)

@@ -133,3 +133,10 @@ def test_closed_pipe_is_quiet():
     assert process.stderr.read() == b""
     process.stderr.close()
     assert process.wait() == 141
+
+
+def test_the_recorded_command_names_data_folders_as_the_environment_does(monkeypatch):
+    monkeypatch.setenv("ASRKIT_CORPORA", "/data/corpora/")
+    monkeypatch.delenv("ASRKIT_IMAGES", raising=False)
+    monkeypatch.setattr(sys, "argv", ["asrkit", "diarise", "/data/corpora/ami/a.wav", "--out", "/data/corporal"])
+    assert cli.command_line() == "asrkit diarise $ASRKIT_CORPORA/ami/a.wav --out /data/corporal"
