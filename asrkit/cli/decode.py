@@ -3,6 +3,7 @@
 Usage:
     asrkit decode --model exp/asr a.wav talks/ data/test.jsonl.gz     # files, folders, manifests, Kaldi directories
     asrkit decode --model exp/asr --streaming microphone
+    asrkit decode --model exp/asr --streaming --compiled exp/asr/c microphone    # see asrkit export --format c
     arecord -f S16_LE -r 16000 | asrkit decode --model exp/asr --streaming -
     asrkit decode --model exp/asr --out exp/asr/decode/test data/test.jsonl.gz
     asrkit decode --model exp/asr --fusion fusion.yaml --context names.txt a.wav    # see asrkit/search/fusion.py
@@ -25,6 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from asrkit.cli.main import command_line, run
+from asrkit.compress.export import use_encoder
 from asrkit.data.audio import is_audio, read_cut, stream_audio
 from asrkit.data.corpora.kaldi import is_kaldi_directory, read_kaldi_directory
 from asrkit.data.formats import FORMATS, nbest_writer, read_nbest, write_lines
@@ -57,6 +59,7 @@ def decode(
     streaming: bool = False,
     chunk_size: int | None = None,
     lookahead: int | None = None,
+    compiled: Path | None = None,
     threads: int | None = None,
     bf16: bool = False,
 ) -> None:
@@ -78,6 +81,8 @@ def decode(
         chunk_size: encoder frames (40 ms) in a chunk when streaming; the model's own by default.
         lookahead: encoder frames at the end of a chunk that the next one may revise; by default a quarter of the chunk,
             or more of a short one.
+        compiled: what `asrkit export --format c` made of the model, whose encoder then takes the place of the model's
+            own, with its chunks: faster, the same to rounding, on one thread.
         threads: processor threads; all by default.
         bf16: compute in bfloat16 where autocast deems it safe: faster on hardware that has instructions for it.
     """
@@ -86,7 +91,11 @@ def decode(
             raise InputError(f"--{name} {value}: must be positive")
     if threads is not None:
         torch.set_num_threads(threads)
+    if compiled and not streaming:
+        raise InputError("--compiled: needs --streaming")
     recogniser = load(model, beam)
+    if compiled:
+        use_encoder(recogniser, compiled)
     weights = {}
     if fusion or context:
         config = read_fusion(fusion, context)

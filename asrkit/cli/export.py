@@ -90,7 +90,8 @@ def export(
         calibrate: manifest with speech that fixes the scales of 8-bit activations, which otherwise follow the data.
         keep_float: layers to leave as they are in an 8-bit export, by their names in the model.
         check: manifests with transcripts, which the model and its export decode on one thread each, greedily and with
-            a beam of 4; error rates and real-time factors go into export.json.
+            a beam of 4, searched by the rules of what runs the export; error rates and real-time factors go into
+            export.json.
         images_dir: folder of the images of a classifier; else $ASRKIT_IMAGES.
         force: write the export whatever the check says.
     """
@@ -162,6 +163,7 @@ class _Onnx:
     name = "sherpa_onnx"
     files = FILES
     packages = ("torch", "onnx", "onnxruntime")
+    merge_late = True  # as sherpa-onnx searches
 
     def write(self, folder: Path) -> dict[str, float]:
         return export_onnx(self.recogniser, folder, self.chunk)
@@ -188,6 +190,7 @@ class _Executorch(_Onnx):
     name = "executorch"
     files = PROGRAMS
     packages = ("torch", "executorch")
+    merge_late = False
 
     def write(self, folder: Path) -> dict[str, float]:
         return export_executorch(self.recogniser, folder, self.chunk)
@@ -231,8 +234,11 @@ def _compare(exporter: _Onnx, folder: Path, manifest: Path, refs: dict[str, str]
     """Decode a manifest with the model and its export, and print how they compare."""
     ours = exporter.recogniser
     rate = ours.features.sampling_rate
+    model = Recogniser(ours.model, ours.features, ours.tokenizer, beam)
+    if beam > 1:
+        model.search.merge_late = exporter.merge_late
     contestants = {
-        MODEL: transcriber(Recogniser(ours.model, ours.features, ours.tokenizer, beam), exporter.chunk),
+        MODEL: transcriber(model, exporter.chunk),
         exporter.name: exporter.transcriber(folder, beam),
     }
     batches = progress(_batches(manifest, rate), f"beam {beam}", -(-len(refs) // BATCH), "batch")

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from asrkit.cli.main import run
+from asrkit.compress.export import use_encoder
 from asrkit.errors import InputError
 from asrkit.search.recogniser import load
 from asrkit.serve.server import Limits, Server
@@ -30,6 +31,7 @@ def serve(
     token_file: Path | None = None,
     beam: int = 4,
     chunk_size: int | None = None,
+    compiled: Path | None = None,
     threads: int | None = None,
     streams: int = 64,
     seconds: float = 3600.0,
@@ -47,6 +49,8 @@ def serve(
         token_file: file with a word that clients must know.
         beam: hypotheses kept by the search; 1 is greedy search.
         chunk_size: encoder frames (40 ms) in a chunk; the model's own by default.
+        compiled: what `asrkit export --format c` made of the model, whose encoder then takes the place of the model's
+            own, with its chunks: faster, the same to rounding, on one thread.
         threads: processor threads; all by default.
         streams: most clients at a time.
         seconds: longest stream.
@@ -64,7 +68,11 @@ def serve(
     token = _read_token(token_file) if token_file else ""
     if not token and not _is_local(host):
         print(f"warning: everybody who reaches {host} may use this server: no --token-file", file=sys.stderr)
-    server = Server(load(model, beam), Limits(**limits), token, chunk_size)
+    recogniser = load(model, beam)
+    if compiled:
+        use_encoder(recogniser, compiled)
+    recogniser.stream(chunk_size=chunk_size)  # which may not go with the encoder
+    server = Server(recogniser, Limits(**limits), token, chunk_size)
     asyncio.run(_serve(server, host, port, "#token=…" if token else ""))
 
 

@@ -1,5 +1,6 @@
 """A streaming transducer as three networks in C, which link into one program that needs no library."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -127,6 +128,34 @@ def stand_in(model: Transducer, folder: Path) -> Transducer:
     """
     networks = [load_network(folder / name) for name in NETWORKS]
     return common.stand_in(model, networks[0].inputs[0]["shape"][1], *map(_run, networks))
+
+
+def use_encoder(recogniser: Recogniser, folder: Path) -> None:
+    """Let the streams of a recogniser go through the encoder in C that `export_c` made of its model.
+
+    From then on they have the chunk of the export, nothing else than streams can be recognised, and only one thread may
+    do it: the encoder takes one stream after the other, in a workspace that all share.
+
+    Raises:
+        InputError: the folder was not made of this model or not for this machine, or is damaged.
+    """
+    chunk, network = _chunk(folder / common.METADATA), load_network(folder / NETWORKS[0])
+    model = common.with_encoder(recogniser.model, chunk.frames, _run(network))
+    if not common.encoder_difference(recogniser.model, model, chunk) <= common.TOLERANCE:
+        raise InputError(f"{folder}: was not made of this model; export it again")
+    recogniser.model = recogniser.search.model = model
+    recogniser.only_chunk = chunk.size, chunk.lookahead
+
+
+def _chunk(file: Path) -> Chunk:
+    try:
+        metadata = json.loads(file.read_text(encoding="utf-8"))
+        size = metadata["chunk"] // metadata["subsampling"]
+        return Chunk(size, size - metadata["final"])
+    except OSError as error:
+        raise InputError(f"{file}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file}: damaged") from error
 
 
 def _run(network: Network) -> common.Run:

@@ -110,17 +110,26 @@ def stand_in(model: Transducer, frames: int, encode: Run, decode: Run, join: Run
 
     `frames` is how many feature frames the encoder takes.
     """
-    other = copy.deepcopy(model)
-    other.encoder = _EncoderProgram(model.encoder, frames, encode)
+    other = with_encoder(model, frames, encode)
     other.predictor = _DecoderProgram(model.predictor, decode)
-    other.joiner.project_encoder = other.joiner.project_predictor = nn.Identity()  # part of the programs
+    other.joiner.project_predictor = nn.Identity()  # part of the programs
     other.joiner.factored_blank = False  # as well
     other.joiner.combine = lambda *inputs: _joined(join, *torch.broadcast_tensors(*inputs))
     return other
 
 
+def with_encoder(model: Transducer, frames: int, encode: Run) -> Transducer:
+    """Return a model whose streams go through an encoder program, of chunks of so many feature frames."""
+    other = copy.deepcopy(model)
+    other.encoder = _EncoderProgram(model.encoder, frames, encode)
+    other.joiner.project_encoder = nn.Identity()  # part of the program
+    return other
+
+
 class _EncoderProgram(nn.Module):
     """The streams of an encoder; its output is in joint space already."""
+
+    batched = False
 
     def __init__(self, encoder: nn.Module, frames: int, run: Run) -> None:
         super().__init__()
@@ -158,6 +167,8 @@ def _joined(run: Run, encoder: Tensor, predictor: Tensor) -> Tensor:
 
 def _by_rows(run: Run, *inputs: Tensor) -> list[Tensor]:
     """Run a program, which takes one row, on each row of its inputs."""
+    if len(inputs[0]) == 1:  # a state goes back as it came, wherever its numbers lie
+        return list(run(*inputs))
     rows = [run(*row) for row in zip(*(x.contiguous().split(1) for x in inputs), strict=True)]
     return [torch.cat(parts) for parts in zip(*rows, strict=True)]
 
@@ -171,6 +182,36 @@ def differences(
     The encoder goes chunk by chunk through each utterance, features (T, F), by default noise of less than a chunk, of
     one and of more; the decoder goes from label to label. Both feed their own states back.
     """
+    encoder_out, encoder_out_found = _encoded(model, other, chunk, features)
+    labels, labels_found = [], []
+    state = state_found = model.predictor.start(1)
+    for label in torch.arange(model.config.vocab_size):
+        out, state = model.predictor(label.view(1, 1), state)
+        found, state_found = other.predictor(label.view(1, 1), state_found)
+        labels.append(model.joiner.project_predictor(out[:, 0]))
+        labels_found.append(found[:, 0])
+
+    decoder_out = torch.cat(labels)
+    paired = decoder_out[torch.arange(len(encoder_out)) % len(decoder_out)]
+    pairs = (
+        (encoder_out_found, encoder_out),
+        (torch.cat(labels_found), decoder_out),
+        (other.joiner.combine(encoder_out, paired), Joiner(model)(encoder_out, paired)),
+    )
+    return [float((found - out).abs().max()) for found, out in pairs]
+
+
+@torch.inference_mode()
+def encoder_difference(model: Transducer, other: Transducer, chunk: Chunk) -> float:
+    """Return the first of the `differences` on random features; the rest of `other` need not be of programs."""
+    out, found = _encoded(model, other, chunk, None)
+    return float((found - out).abs().max())
+
+
+def _encoded(
+    model: Transducer, other: Transducer, chunk: Chunk, features: Sequence[Tensor] | None
+) -> tuple[Tensor, Tensor]:
+    """Return the encoder output (M, J) of a model and of another one with an encoder program."""
     if features is None:
         features = random_features(model.config.num_mel_bins, (1, 7, chunk.frames, 2 * chunk.frames + 5))
     frames, frames_found = [], []
@@ -186,23 +227,7 @@ def differences(
             found, state_found = other.encoder.step(part, state_found, inside, keep)
             frames.append(model.joiner.project_encoder(out[0]))
             frames_found.append(found[0])
-
-    labels, labels_found = [], []
-    state = state_found = model.predictor.start(1)
-    for label in torch.arange(model.config.vocab_size):
-        out, state = model.predictor(label.view(1, 1), state)
-        found, state_found = other.predictor(label.view(1, 1), state_found)
-        labels.append(model.joiner.project_predictor(out[:, 0]))
-        labels_found.append(found[:, 0])
-
-    encoder_out, decoder_out = torch.cat(frames), torch.cat(labels)
-    decoder_out = decoder_out[torch.arange(len(encoder_out)) % len(decoder_out)]
-    pairs = (
-        (torch.cat(frames_found), encoder_out),
-        (torch.cat(labels_found), torch.cat(labels)),
-        (other.joiner.combine(encoder_out, decoder_out), Joiner(model)(encoder_out, decoder_out)),
-    )
-    return [float((found - out).abs().max()) for found, out in pairs]
+    return torch.cat(frames), torch.cat(frames_found)
 
 
 def random_features(num_mel_bins: int, lengths: Sequence[int]) -> list[Tensor]:

@@ -6,7 +6,8 @@ Two-pass End-to-end Model", 2012.05481. Rotary positions: Su et al., "RoFormer",
 
 Every encoder maps `forward(features (N, T, F), feature_lens (N,), chunk_size)` to `(encoder_out (N, T', D), lens (N,))`
 and streams by `state = start(N)` and `step(features (N, 4c, F), state)`. States are lists of tensors with the stream in
-dimension 0, so streams are stacked and selected with plain indexing.
+dimension 0, so streams are stacked and selected with plain indexing. What stands for an encoder and is not `batched`
+gains nothing by that.
 """
 
 from dataclasses import dataclass
@@ -172,6 +173,8 @@ class ConformerLayer(nn.Module):
 class Conformer(nn.Module):
     """State: [processed frames (N,), two of the subsampling, then keys-and-values and convolution of each layer]."""
 
+    batched = True
+
     def __init__(self, config: EncoderConfig, num_mel_bins: int) -> None:
         super().__init__()
         self.config = config
@@ -231,6 +234,8 @@ class LstmEncoder(nn.Module):
 
     State: [two of the subsampling, hidden (N, layers, D), cell (N, layers, D)].
     """
+
+    batched = True
 
     def __init__(self, config: EncoderConfig, num_mel_bins: int) -> None:
         super().__init__()

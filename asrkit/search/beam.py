@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from asrkit.search.history import ACOUSTIC, History, Path
 from asrkit.search.labels import Labels
 
 INTERNAL_LM = "internal_lm"
+BLOCK_ROWS = 16  # joiner rows of a block of frames, at least: below, a call costs more than what it computes
 
 
 @dataclass
@@ -95,6 +97,9 @@ class BeamSearch:
     max_drop: float = 10.0
     length_norm: bool = False
     """Rank the final hypotheses by score per label: the total alone prefers those that leave words out."""
+    merge_late: bool = False
+    """Choose the best before equal ones are merged, as icefall and sherpa-onnx do. That leaves less than `beam` that
+    differ, and finds a little less; it is for comparison with them."""
     keep_lattice: bool = False
 
     @property
@@ -122,15 +127,53 @@ class BeamSearch:
 
         Where frames have been left out, `numbers` (N, T) tells which ones these are, from the present one on.
         """
+        encoder, lens = self.model.joiner.project_encoder(encoder_out), lens.to(encoder_out.device)
+        if numbers is None:
+            numbers = torch.arange(encoder.shape[1], device=encoder.device).expand(len(encoder), -1)
+        frames = state.frames[:, None] + numbers  # (N, T)
+        # On the CPU, what calls cost counts, and a GPU cannot take each utterance as far as it gets.
+        in_blocks = encoder.device.type == "cpu" and self.model.config.topology == "modified" and not self.keep_lattice
+        (self._in_blocks if in_blocks else self._frame_by_frame)(state, encoder, lens, frames)
+        state.frames = state.frames + lens
+
+    def _in_blocks(self, state: BeamState, encoder: Tensor, lens: Tensor, frames: Tensor) -> None:
+        """Take each utterance through lens (N,) frames, encoder (N, T, J), on a clock of its own.
+
+        In most frames hypotheses change in nothing but their scores. So they pass a block of frames at once, up to the
+        one in which others take the place of some; what follows from the labels of these is found for all utterances
+        together.
+        """
+        from asrkit.search.frames_numba import search_block  # numba takes a second to import
+
+        hyps, history, joiner = state.hyps, state.history, self.model.joiner
+        memory = hyps.memory
+        ends, at, numbers = lens.numpy(), np.zeros(len(lens), np.int64), frames.numpy()
+        rows = ends.nonzero()[0]  # (A,) utterances with frames left
+        while len(rows):
+            block = max(1, BLOCK_ROWS // (len(rows) * self.beam))
+            times = np.minimum(at[rows, None] + np.arange(block), encoder.shape[1] - 1)  # (A, F)
+            index = torch.from_numpy(rows[:, None] * encoder.shape[1] + times).flatten()
+            window = encoder.flatten(0, 1).index_select(0, index).view(len(rows), block, 1, -1)  # (A, F, 1, J)
+            projected = memory.projected.view(len(lens), 1, self.beam, -1).index_select(0, torch.from_numpy(rows))
+            logits = joiner.combine(window, projected).float()  # (A, F, K, V)
+            scores = memory.scores.float().numpy()
+            fused = memory.fused.float().numpy() if scores.shape[1] else None
+            history.reserve(len(rows) * block * self.beam)
+            history.size, (freed, *born) = search_block(
+                logits.numpy(), fused, joiner.factored_blank, self.max_drop, self.merge_late, rows, at, ends,
+                numbers, hyps.scores.numpy(), hyps.ids.numpy(), scores, *history.arrays(), history.size,
+            )  # fmt: skip
+            if len(freed):
+                _put(memory, torch.from_numpy(freed), self._grown(memory, *map(torch.from_numpy, born)))
+            rows = rows[at[rows] < ends[rows]]
+
+    def _frame_by_frame(self, state: BeamState, encoder: Tensor, lens: Tensor, frames: Tensor) -> None:
+        """Take all utterances together through lens (N,) frames, encoder (N, T, J)."""
         # The longest first: then the utterances with frames left are always the first ones.
         lens, order = lens.cpu().sort(descending=True, stable=True)
-        left = (lens > torch.arange(encoder_out.shape[1])[:, None]).sum(dim=1).tolist()  # utterances in each frame
-        order = order.to(encoder_out.device)
-        encoder = self.model.joiner.project_encoder(encoder_out)[order]
-        hyps = self._reordered(state.hyps, order)
-        if numbers is None:
-            numbers = torch.arange(encoder_out.shape[1], device=order.device).expand(len(order), -1)
-        frames = (state.frames[:, None] + numbers)[order]  # (N, T)
+        left = (lens > torch.arange(encoder.shape[1])[:, None]).sum(dim=1).tolist()  # utterances in each frame
+        order = order.to(encoder.device)
+        encoder, frames, hyps = encoder[order], frames[order], self._reordered(state.hyps, order)
         going_on = hyps
         for t, n in enumerate(left):
             if n == 0:
@@ -138,8 +181,7 @@ class BeamSearch:
             if n * self.beam < len(going_on.ids):
                 going_on = _take(hyps, slice(n * self.beam))
             self._frame(going_on, encoder[:n, t], frames[:n, t], state.history)
-        back = order.argsort()
-        state.frames, state.hyps = state.frames + lens.to(back.device)[back], self._reordered(hyps, back)
+        state.hyps = self._reordered(hyps, order.argsort())
 
     def _reordered(self, hyps: Hypotheses, order: Tensor) -> Hypotheses:
         """Return the hypotheses of the utterances `order` (N,)."""
@@ -167,7 +209,7 @@ class BeamSearch:
             if self.keep_lattice:
                 history.scores.append(new.scores)
             if topology == "modified":
-                freed, born = merge(hyps.scores, hyps.ids, new.rows, new.scores, new.ids, k)
+                freed, born = merge(hyps.scores, hyps.ids, new.rows, new.scores, new.ids, k, self.merge_late)
                 if born.shape[0] == 0:
                     return
                 memory = self._grown(waiting.memory, new.parents[born], new.tokens[born])
@@ -182,7 +224,7 @@ class BeamSearch:
                 scores = torch.full_like(new.scores, -torch.inf)
                 scores[alive] = waiting.scores
                 scores[alive, :2] += labels.blank[:, None]
-                freed, born = merge(hyps.scores, hyps.ids, new.rows, scores, new.ids, k)
+                freed, born = merge(hyps.scores, hyps.ids, new.rows, scores, new.ids, k, self.merge_late)
                 memory = _take(grown, torch.searchsorted(alive, born))
             _put(hyps.memory, freed, memory)
 

@@ -45,17 +45,19 @@ def extend(scores: Tensor, ids: Tensor, places: Tensor, labels: Labels, floor: T
     return Extensions(*found) if found[0].shape[0] else None
 
 
-def merge(scores: Tensor, ids: Tensor, rows: Tensor, new_scores: Tensor, new_ids: Tensor, k: int) -> tuple[Tensor, ...]:
+def merge(
+    scores: Tensor, ids: Tensor, rows: Tensor, new_scores: Tensor, new_ids: Tensor, k: int, late: bool
+) -> tuple[Tensor, ...]:
     """Merge extensions of the utterances `rows` (M,) with equal hypotheses and keep the K best of each, in place.
 
-    What else is known of hypotheses that are added stays to be done: returns their places among the hypotheses and
-    among the extensions, both (B,).
+    `late` drops what is not among the K best of both before that. What else is known of hypotheses that are added stays
+    to be done: returns their places among the hypotheses and among the extensions, both (B,).
     """
     if scores.device.type == "cpu":
         from asrkit.search.extensions_numba import merge as compiled
 
-        return compiled(scores, ids, rows, new_scores, new_ids, k)
-    return merge_torch(scores, ids, rows, new_scores, new_ids, k)
+        return compiled(scores, ids, rows, new_scores, new_ids, k, late)
+    return merge_torch(scores, ids, rows, new_scores, new_ids, k, late)
 
 
 def extend_torch(
@@ -81,11 +83,17 @@ def extend_torch(
 
 
 def merge_torch(
-    scores: Tensor, ids: Tensor, rows: Tensor, new_scores: Tensor, new_ids: Tensor, k: int
+    scores: Tensor, ids: Tensor, rows: Tensor, new_scores: Tensor, new_ids: Tensor, k: int, late: bool
 ) -> tuple[Tensor, Tensor]:
     m = len(rows)
     places = (rows[:, None] * k + torch.arange(k, device=rows.device)).flatten()
     old_scores, old_ids = scores[places], ids[places]
+    if late:
+        total = torch.cat([part[:, 0].view(m, k) for part in (old_scores, new_scores)], dim=1)
+        worse = total < total.topk(k, dim=1).values[:, -1:]  # (M, 2 * K)
+        worse = [part.flatten()[:, None].expand(-1, 2) for part in worse.split(k, dim=1)]
+        old_scores[:, :2].masked_fill_(worse[0], -torch.inf)
+        new_scores[:, :2].masked_fill_(worse[1], -torch.inf)
     # Hypotheses differ from each other, and so do their extensions: each equals at most one of the others.
     equal = new_ids[:, 0].view(m, -1, 1) == old_ids[:, 0].view(m, 1, k)  # (M, K, K)
     gain = new_scores[:, :2].view(m, -1, 1, 2).masked_fill(~equal[..., None], -torch.inf)

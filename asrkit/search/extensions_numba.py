@@ -59,11 +59,20 @@ def _log_add(x, y):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _merge(scores, ids, rows, new_scores, new_ids, k, freed, born):
+def _merge(scores, ids, rows, new_scores, new_ids, k, late, freed, born):
     count = 0
-    alone = np.empty(k, np.bool_)
+    alone, totals = np.empty(k, np.bool_), np.empty(2 * k, np.float32)
     for m in range(len(rows)):
         old, new = rows[m] * k, m * k
+        if late:
+            totals[:k], totals[k:] = scores[old : old + k, 0], new_scores[new : new + k, 0]
+            for i in range(2 * k):
+                better = 0
+                for total in totals:
+                    better += total > totals[i]
+                if better >= k:
+                    some, place = (scores, old + i) if i < k else (new_scores, new + i - k)
+                    some[place, 0] = some[place, 1] = LOWEST
         for j in range(new, new + k):
             alone[j - new] = new_scores[j, 0] > LOWEST
             for i in range(old, old + k):
@@ -110,10 +119,10 @@ def extend(scores: Tensor, ids: Tensor, places: Tensor, labels: Labels, floor: T
 
 
 def merge(
-    scores: Tensor, ids: Tensor, rows: Tensor, new_scores: Tensor, new_ids: Tensor, k: int
+    scores: Tensor, ids: Tensor, rows: Tensor, new_scores: Tensor, new_ids: Tensor, k: int, late: bool
 ) -> tuple[Tensor, Tensor]:
     """As `asrkit.search.extensions.merge_torch`."""
     freed, born = (rows.new_empty(new_ids.shape[0]) for _ in range(2))
     given = (x.numpy() for x in (scores, ids, rows, new_scores, new_ids))
-    count = _merge(*given, k, freed.numpy(), born.numpy())
+    count = _merge(*given, k, late, freed.numpy(), born.numpy())
     return freed[:count], born[:count]

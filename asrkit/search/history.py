@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,23 +45,34 @@ class History:
     def __init__(self, n: int, device: torch.device, prefixes: Sequence[Prefix | None] | None = None) -> None:
         self._nodes = torch.zeros(n + 64, 3, dtype=torch.int64, device=device)  # parent, token and frame of each
         self._confidences = torch.zeros(len(self._nodes), device=device)
-        self._roots = self._size = n
+        self._roots = self.size = n
         self._prefixes = [None] * n if prefixes is None else prefixes
         self.scores: list[Tensor] = []  # of the nodes after the roots, each (B, …), where a search keeps them
 
     def append(self, parents: Tensor, tokens: Tensor, frames: Tensor, confidences: Tensor) -> Tensor:
         """Add B nodes, given parents, tokens, frames and confidences (B,), and return their numbers (B,)."""
-        start, self._size = self._size, self._size + parents.shape[0]
-        while self._size > self._nodes.shape[0]:
+        self.reserve(parents.shape[0])
+        start, self.size = self.size, self.size + parents.shape[0]
+        torch.stack([parents, tokens, frames], dim=1, out=self._nodes[start : self.size])
+        self._confidences[start : self.size] = confidences
+        return torch.arange(start, self.size, device=parents.device)
+
+    def reserve(self, n: int) -> None:
+        """Make room for n nodes more."""
+        while self.size + n > self._nodes.shape[0]:
             self._nodes = torch.cat([self._nodes, torch.zeros_like(self._nodes)])
             self._confidences = torch.cat([self._confidences, torch.zeros_like(self._confidences)])
-        torch.stack([parents, tokens, frames], dim=1, out=self._nodes[start : self._size])
-        self._confidences[start : self._size] = confidences
-        return torch.arange(start, self._size, device=parents.device)
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the memory of all nodes on a CPU, for compiled code: parent, token and frame (S, 3), confidence (S,).
+
+        It is that from `size` on which is free, and whoever fills it has to add to `size`.
+        """
+        return self._nodes.numpy(), self._confidences.numpy()
 
     def nodes(self) -> list[list[int]]:
         """Return parent, token and frame of each node after the roots."""
-        return self._nodes[self._roots : self._size].tolist()
+        return self._nodes[self._roots : self.size].tolist()
 
     def prefixes(self, nodes: list[int]) -> list[Prefix | None]:
         """Return the labels up to each of `nodes`, for a history that goes on from there."""
@@ -88,8 +100,8 @@ class History:
 
     def _ways(self, nodes: list[int]) -> Iterator[tuple[Prefix | None, list[int], list[int], list[float]]]:
         """Yield for each of `nodes` the prefix of its root, and tokens, frames and confidences from there to it."""
-        parents, tokens, frames = self._nodes[: self._size].T.tolist()
-        confidences = self._confidences[: self._size].tolist()
+        parents, tokens, frames = self._nodes[: self.size].T.tolist()
+        confidences = self._confidences[: self.size].tolist()
         for node in nodes:
             way = []
             while node >= self._roots:

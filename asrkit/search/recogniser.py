@@ -45,6 +45,7 @@ class Recogniser:
         self.model, self.features, self.tokenizer = model.eval(), features, tokenizer
         self.search = BeamSearch(model, beam, length_norm=True) if beam > 1 else GreedySearch(model)
         self.fbank = Fbank(features)
+        self.only_chunk: tuple[int, int] | None = None  # size and lookahead, where the encoder takes no other
 
     @property
     def streaming_chunk(self) -> int:
@@ -104,10 +105,19 @@ class Recogniser:
         only then is what was said in them final. With 0, a word that a chunk cuts in two is decided by its first part;
         the encoder output then is that of the whole utterance under the mask of such chunks. Without an `endpoint`, all
         is one segment.
+
+        Raises:
+            InputError: the lookahead is not below the chunk size, or the encoder was made for another chunk.
         """
-        chunk_size = chunk_size or self.streaming_chunk
+        size, ahead = self.only_chunk or (self.streaming_chunk, None)
+        chunk_size = chunk_size or size
         if lookahead is None:
-            lookahead = max(chunk_size // 4, min(chunk_size // 2, round(LOOKAHEAD_SECONDS / FRAME_SECONDS)))
+            rule = max(chunk_size // 4, min(chunk_size // 2, round(LOOKAHEAD_SECONDS / FRAME_SECONDS)))
+            lookahead = rule if ahead is None else ahead
+        if self.only_chunk not in (None, (chunk_size, lookahead)):
+            raise InputError(
+                f"chunk size {chunk_size}, lookahead {lookahead}: this encoder was compiled for {size} and {ahead}"
+            )
         return Stream(self, name, chunk_size, lookahead, endpoint)
 
     def nbest(self, name: str, duration: float, paths: Sequence[TokenPath], most: int | None = None) -> NBest:

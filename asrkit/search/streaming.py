@@ -78,7 +78,7 @@ class Stream:
         self._num_waiting += samples.shape[0]
         self._waiting.append(samples)
         # Features are computed for a chunk at once: those of 0.1 s cost as much as those of a second.
-        missing = self.chunk_size * SUBSAMPLING - len(self._features)
+        missing = self.chunk_size * SUBSAMPLING - self._features.shape[0]
         rate = self.recogniser.features.sampling_rate
         if self._num_waiting >= missing * FRAME_SHIFT * rate:
             self._take(self._fbank.accept(torch.cat(self._waiting)))
@@ -94,7 +94,7 @@ class Stream:
     @property
     def ready(self) -> bool:
         """Whether `decode_streams` has something to do."""
-        return not self.finished and (self.closed or len(self._features) >= self.chunk_size * SUBSAMPLING)
+        return not self.finished and (self.closed or self._features.shape[0] >= self.chunk_size * SUBSAMPLING)
 
     @property
     def duration(self) -> float:
@@ -153,13 +153,11 @@ def decode_streams(streams: Sequence[Stream]) -> list[Stream]:
     chunk_frames = features.shape[1] // SUBSAMPLING
     lens = torch.tensor([-(-len(s._next_chunk()) // SUBSAMPLING) if s._is_last() else final for s in streams])  # (N,)
 
-    encoder_state = [torch.cat(parts) for parts in zip(*(s._encoder_state for s in streams), strict=True)]
     state = search.stack([stream._search_state for stream in streams])
     encoder_out, frames_heard = features.new_zeros(len(streams), 0, 0), inside[:, ::SUBSAMPLING]
     if chunk_frames:
         # A stream that ends has no use for its state, whatever its last chunk keeps.
-        keep = min(final, chunk_frames)
-        encoder_out, encoder_state = recogniser.model.encoder.step(features, encoder_state, inside, keep)
+        encoder_out = _encode(streams, features, inside, keep=min(final, chunk_frames))
         _advance(search, state, encoder_out, lens, frames_heard)
     last_labels = search.last_labels(state)
     for i, (stream, part) in enumerate(zip(streams, search.unstack(state), strict=True)):
@@ -169,7 +167,6 @@ def decode_streams(streams: Sequence[Stream]) -> list[Stream]:
         stream._features = stream._features[int(lens[i]) * SUBSAMPLING :].clone()
         following = (slice(i, i + 1), slice(final, None))
         stream._lookahead = None if stream.finished else (encoder_out[following].clone(), frames_heard[following])
-        stream._encoder_state = [x[i : i + 1].clone() for x in encoder_state]
         if stream.finished or stream._at_endpoint(frame, last_labels[i]):
             stream._end_segment(search.hypotheses(part)[0], frame)
     return streams
@@ -186,6 +183,22 @@ def _next_chunks(streams: Sequence[Stream]) -> tuple[Tensor, Tensor]:
     audible = heard(features.gather(1, last_frames[..., None].expand_as(features)))
     device = streams[0].recogniser.model.device
     return features.to(device), (audible & (frames < feature_lens[:, None])).to(device)
+
+
+def _encode(streams: Sequence[Stream], features: Tensor, inside: Tensor, keep: int) -> Tensor:
+    """Take the encoders of streams through the chunks of `_next_chunks` and return encoder_out (N, T, D)."""
+    encoder = streams[0].recogniser.model.encoder
+    if not encoder.batched:
+        rows = []
+        for stream, *chunk in zip(streams, features.split(1), inside.split(1), strict=True):
+            out, stream._encoder_state = encoder.step(chunk[0], stream._encoder_state, chunk[1], keep)
+            rows.append(out)
+        return torch.cat(rows)
+    state = [torch.cat(parts) for parts in zip(*(stream._encoder_state for stream in streams), strict=True)]
+    encoder_out, state = encoder.step(features, state, inside, keep)
+    for i, stream in enumerate(streams):
+        stream._encoder_state = [x[i : i + 1].clone() for x in state]
+    return encoder_out
 
 
 def _advance(

@@ -200,6 +200,24 @@ def test_streams_together_are_each_alone(decode, audio, cuts, experiment, tmp_pa
     assert json.loads((tmp_path / "out" / "decode.json").read_text())["together"] == module.WINDOW
 
 
+def test_a_compiled_encoder(decode, audio, experiment, tmp_path):
+    folder = tmp_path / "c"
+    options = ["--format", "c", "--chunk-size", "8", "--lookahead", "2", "--out", str(folder)]
+    assert main(["export", "--model", str(experiment), *options]) == 0
+    decode()  # what the export has printed is read
+    expected = decode("--streaming", "--chunk-size", 8, "--lookahead", 2, audio)
+    assert decode("--streaming", "--compiled", folder, audio) == expected
+    assert len(set(expected[1].split())) > 10
+    assert decode("--streaming", "--compiled", folder, audio, "--out", tmp_path / "out")[0] == 0
+    told = json.loads((tmp_path / "out" / "decode.json").read_text())
+    assert (told["chunk_size"], told["lookahead"]) == (8, 2)
+    for wrong, message in {
+        ("--streaming", "--chunk-size", 4): "chunk size 4, lookahead 2: this encoder was compiled for 8 and 2",
+        (): "--compiled: needs --streaming",
+    }.items():
+        assert decode("--compiled", folder, *wrong, audio) == (1, "", [f"asrkit decode: {message}"])
+
+
 class FakeMicrophone:
     """sounddevice, as far as it is used: hears `audio`, then somebody presses Ctrl-C."""
 

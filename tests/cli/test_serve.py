@@ -61,6 +61,7 @@ def test_a_signal_ends_it_with_all_results(experiment, tmp_path, number):
         (["--token-file", "words"], "words: must hold one word, the token"),
         (["--host", "192.0.2.1", "--token-file", "token"], "192.0.2.1:8000: "),
         (["--model", "none"], "none/config.yaml: No such file or directory"),
+        (["--compiled", "none"], "none/model.json: No such file or directory"),
     ],
 )
 def test_what_is_wrong_is_one_line(experiment, tmp_path, monkeypatch, capsys, options, message):
@@ -70,6 +71,16 @@ def test_what_is_wrong_is_one_line(experiment, tmp_path, monkeypatch, capsys, op
     assert main(["serve", "--model", str(experiment), *options]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"asrkit serve: {message}")
+
+
+def test_a_compiled_encoder_has_one_chunk(experiment, monkeypatch, capsys):
+    def use(recogniser, folder):
+        recogniser.only_chunk = (8, 2)
+
+    monkeypatch.setattr("asrkit.cli.serve.use_encoder", use)
+    assert main(["serve", "--model", str(experiment), "--compiled", "c", "--chunk-size", "4"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "asrkit serve: chunk size 4, lookahead 2: this encoder was compiled for 8 and 2"
 
 
 def test_a_port_that_is_taken(experiment, capsys):

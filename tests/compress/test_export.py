@@ -19,6 +19,8 @@ from asrkit.models.transducer import Transducer, TransducerConfig
 from asrkit.nn.decoders import PredictorConfig
 from asrkit.nn.encoders import EncoderConfig
 from asrkit.search.recogniser import Recogniser, load
+from asrkit.search.streaming import decode_streams, partial_results
+from asrkit.types import NBest
 
 CHUNK = Chunk(8, 2)
 
@@ -53,6 +55,57 @@ def test_streams_say_the_same(recogniser, folder, utterances, beam):
         texts.append(transcriber(other, CHUNK)(utterances))
     assert texts[0] == texts[1]
     assert len(set(texts[0])) > 3
+
+
+def streamed(recogniser: Recogniser, utterances: list[torch.Tensor], chunk: tuple) -> list[NBest]:
+    """The partial and the final results of streams that are decoded together."""
+    streams = [recogniser.stream(str(i), *chunk) for i in range(len(utterances))]
+    results = []
+    for start in range(0, 48000, 3000):
+        for stream, samples in zip(streams, utterances, strict=True):
+            if start < len(samples):
+                stream.accept(samples[start : start + 3000])
+        while moved := decode_streams(streams):
+            results += partial_results(moved)
+    assert all((stream.chunk_size, stream.lookahead) == (CHUNK.size, CHUNK.lookahead) for stream in streams)
+    return [*results, *(stream.finish() for stream in streams)]
+
+
+@pytest.mark.parametrize("beam", [1, 4])
+def test_the_encoder_alone(recogniser, folder, utterances, beam):
+    """A recogniser whose streams go through it says what the model says, with the same times and confidences."""
+    ours, other = (Recogniser(recogniser.model, recogniser.features, recogniser.tokenizer, beam) for _ in range(2))
+    module.use_encoder(other, folder)
+    results, others = streamed(ours, utterances, (CHUNK.size, CHUNK.lookahead)), streamed(other, utterances, ())
+    assert len(results) > 15 and len({result.hyps[0].text for result in results}) > 10
+    for expected, found in zip(results, others, strict=True):
+        assert (found.utterance, found.duration) == (expected.utterance, expected.duration)
+        for hyp, same in zip(found.hyps, expected.hyps, strict=True):
+            assert (hyp.tokens, hyp.token_times) == (same.tokens, same.token_times)
+            assert hyp.score == pytest.approx(same.score, abs=1e-3)
+            assert [w.confidence for w in hyp.words] == pytest.approx([w.confidence for w in same.words], abs=1e-3)
+
+
+def test_encoders_that_do_not_fit(recogniser, folder, tmp_path):
+    def attempt(folder, *chunk):
+        other = Recogniser(recogniser.model, recogniser.features, recogniser.tokenizer)
+        module.use_encoder(other, folder)
+        return other.stream("", *chunk)
+
+    attempt(folder, CHUNK.size, CHUNK.lookahead)
+    for chunk in ((4,), (8, 1), (16, 2)):
+        with pytest.raises(InputError, match=r"lookahead \d: this encoder was compiled for 8 and 2"):
+            attempt(folder, *chunk)
+    norm = recogniser.model.encoder.layers[0].norm.weight
+    norm.data *= 1.01
+    with pytest.raises(InputError, match="was not made of this model; export it again"):
+        attempt(folder)
+    norm.data /= 1.01
+    with pytest.raises(InputError, match="model.json: No such file"):
+        attempt(tmp_path)
+    (tmp_path / "model.json").write_text("[]")
+    with pytest.raises(InputError, match="model.json: damaged"):
+        attempt(tmp_path)
 
 
 def test_states_keep_their_type(recogniser, folder):

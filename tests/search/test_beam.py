@@ -1,8 +1,10 @@
 """Beam search against exhaustive enumeration on tiny models, and its invariances."""
 
+import math
+
 import pytest
 import torch
-from tiny_models import DIM, bigram, enumerated, log_probs, search_all, tiny_model
+from tiny_models import DIM, VOCAB, bigram, enumerated, log_probs, search_all, tiny_model
 
 from asrkit.search.beam import BeamSearch
 from asrkit.search.greedy import GreedySearch
@@ -60,6 +62,64 @@ def test_batch_and_chunks_change_nothing(topology, fused):
         for paths in others:
             assert [(p.tokens, p.frames) for p in paths] == [(p.tokens, p.frames) for p in expected]
             assert [p.score for p in paths] == pytest.approx([p.score for p in expected], abs=1e-4)
+
+
+@pytest.mark.parametrize("options", [{}, {"kind": "stateless", "factored_blank": True}], ids=str)
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize(("utterances", "beam"), [(1, 2), (1, 4), (3, 8), (0, 4)])
+def test_blocks_of_frames_are_one_frame_after_the_other(monkeypatch, options, fused, utterances, beam):
+    """Each utterance by itself through blocks of frames, some frames left out, as all together through each frame."""
+    model = tiny_model(seed=utterances, topology="modified", **options)
+    search = BeamSearch(model, beam, [(bigram(), 0.5)] if fused else [], 0.2 if fused else 0.0, max_drop=5.0)
+    encoder_out, lens = torch.randn(utterances, 40, DIM), torch.tensor([40, 13, 0])[:utterances]
+    numbers = torch.arange(40).expand(utterances, -1) * 2
+    results = []
+    for method in ("_in_blocks", "_frame_by_frame"):
+        other = getattr(BeamSearch, method)
+        monkeypatch.setattr(BeamSearch, "_frame_by_frame" if method == "_in_blocks" else "_in_blocks", other)
+        state = search.start(utterances)
+        search.advance(state, encoder_out, lens, numbers)
+        results.append((search.hypotheses(state), search.last_labels(state), state.frames.tolist()))
+        monkeypatch.undo()
+    (ours, *rest), (theirs, *other_rest) = results
+    assert rest == other_rest
+    for paths, other_paths in zip(ours, theirs, strict=True):
+        assert [(p.tokens, p.frames) for p in paths] == [(p.tokens, p.frames) for p in other_paths]
+        for path, other in zip(paths, other_paths, strict=True):
+            assert path.confidences == pytest.approx(other.confidences, abs=1e-5)
+            assert path.score == pytest.approx(other.score, abs=1e-4)
+            assert path.scores == pytest.approx(other.scores, abs=1e-4)
+
+
+@torch.no_grad()
+def merged_late(model, encoder_out, beam: int) -> dict[tuple[int, ...], float]:
+    """The hypotheses of the search of icefall and sherpa-onnx and their scores: the best first, then equal ones."""
+    hyps = {(): 0.0}
+    for frame in model.joiner.project_encoder(encoder_out[0]):
+        candidates = []
+        for labels, score in hyps.items():
+            inputs = torch.tensor([[0, *labels]])
+            predictor_out, _ = model.predictor(inputs, model.predictor.start(1))
+            log_probs = model.joiner.log_probs(frame, model.joiner.project_predictor(predictor_out[0, -1]))
+            extended = [labels, *((*labels, label) for label in range(1, VOCAB))]
+            candidates += [(score + step, new) for step, new in zip(log_probs.tolist(), extended, strict=True)]
+        hyps = {}
+        for score, labels in sorted(candidates, reverse=True)[:beam]:
+            hyps[labels] = math.log(math.exp(score) + math.exp(hyps[labels])) if labels in hyps else score
+    return hyps
+
+
+def test_merging_late_is_the_rule_of_sherpa_onnx():
+    others = 0
+    for seed in range(10):
+        model, encoder_out = tiny_model("stateless", seed, topology="modified"), torch.randn(1, 12, DIM)
+        late, early = (
+            {tuple(path.tokens): path.score for path in search_all(search, encoder_out)[0]}
+            for search in (BeamSearch(model, 3, max_drop=torch.inf, merge_late=late) for late in (True, False))
+        )
+        assert late == pytest.approx(merged_late(model, encoder_out, 3), abs=1e-4)
+        others += late != pytest.approx(early, abs=1e-4)
+    assert others > 0
 
 
 @pytest.mark.parametrize(("topology", "most"), [("regular", 3), ("modified", 1), ("constrained", 1)])

@@ -38,9 +38,10 @@ def test_extensions(k, fewer, scorers):
         torch.testing.assert_close(ours[used], theirs[used])
 
 
+@pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("k", [1, 4])
 @pytest.mark.parametrize("seed", range(5))
-def test_merged_beams(k, seed):
+def test_merged_beams(k, seed, late):
     n = 9
     scores, ids, draw = beam(n, k, 1, seed)
     rows = torch.tensor([0, 2, 3, 8])
@@ -48,10 +49,10 @@ def test_merged_beams(k, seed):
     new_scores[:: k + 1, :2] -= 9.0
     results = []
     for function in (merge_torch, extensions_numba.merge):
-        beams = scores.clone(), ids.clone()
-        freed, born = function(*beams, rows, new_scores, new_ids, k)
+        beams, extensions = (scores.clone(), ids.clone()), new_scores.clone()
+        freed, born = function(*beams, rows, extensions, new_ids, k, late)
         assert len(set(freed.tolist())) == len(freed)
-        torch.testing.assert_close(beams[0][freed], new_scores[born])
+        torch.testing.assert_close(beams[0][freed], extensions[born])
         assert torch.equal(beams[1][freed], new_ids[born])
         order = (torch.arange(n * k) // k * 10**6 + beams[1][:, 0] + 10**3 * (beams[0][:, 0] == -torch.inf)).argsort()
         results.append((beams[0][order], beams[1][order], born.sort().values))

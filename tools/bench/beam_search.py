@@ -60,13 +60,13 @@ class Task:
 
 
 def main() -> None:
-    arguments = decoding_options(__doc__)
+    arguments = decoding_options(__doc__).parse_args()
     one_thread()
     with torch.inference_mode():
         report("beam_search.py", list(rows(arguments)), arguments)
 
 
-def decoding_options(description: str) -> argparse.Namespace:
+def decoding_options(description: str) -> argparse.ArgumentParser:
     """Return the options of a benchmark that decodes a manifest."""
     parser = options(description)
     parser.add_argument("--model", type=Path, help="experiment directory; a small random model by default")
@@ -74,7 +74,7 @@ def decoding_options(description: str) -> argparse.Namespace:
     parser.add_argument("--onnx", type=Path, help="what asrkit export made of the model")
     parser.add_argument("--beam", type=int, default=4)
     parser.add_argument("--utterances", type=int, default=200, help="how many of the manifest")
-    return parser.parse_args()
+    return parser
 
 
 def rows(arguments: argparse.Namespace) -> Iterator[Row]:
