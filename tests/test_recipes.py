@@ -244,17 +244,19 @@ def test_compress_in_miniature(mini_options, latencies, tmp_path):
 def test_pruning_in_miniature(latencies, tmp_path):
     pytest.importorskip("sklearn", reason="scikit-learn is not installed (extra 'vision')")
     options = ["--work", str(tmp_path), "--images", "digits", "--networks", "resnet32", "--seeds", "0"]
-    options += ["--mappings", "rule filter", "--percents", "60", "--methods", "admm", "--method-percent", "60"]
+    options += ["--mappings", "rule filter", "--percents", "60", "--methods", "admm", "--method-percents", "60"]
+    options += ["--more-mappings", "punched_4x1"]
     options += ["--table", latencies, "--speed-up", "1.2", "--train-options", "--training.steps 4"]
     options += ["--dense-options", "--images.size 8 --network.width 0.5", "--stop-stage", "6"]
     done = run("vision/pruning", *options)
     assert done.returncode == 0, done.stdout + done.stderr
     exp = tmp_path / "exp" / "resnet32" / "0"
-    for name in ("dense", "rule-60", "filter-60", "admm-60"):
+    for name in ("dense", "rule-60", "filter-60", "punched_4x1-60", "admm-60"):
         assert 0 <= json.loads((exp / name / "score.json").read_text())["accuracy"] <= 100
         kept = json.loads((exp / name / "compress.json").read_text())["kept"]
         assert (kept == 1) == (name == "dense")
-    assert (tmp_path / "pictures" / "resnet32-0" / "trade_off.png").read_bytes().startswith(b"\x89PNG")
+    for picture in ("trade_off.png", "block_sizes.png", "layers.png"):
+        assert (tmp_path / "pictures" / "resnet32-0" / picture).read_bytes().startswith(b"\x89PNG")
 
 
 def test_speaker_in_miniature(corpora, tmp_path):

@@ -39,7 +39,7 @@ from asrkit.compress.mapping import (
 from asrkit.compress.mapping_search import SearchConfig, map_by_search
 from asrkit.compress.measuring import measure_table
 from asrkit.compress.pruning import PruningConfig, finetune_network, prune_network, quick_accuracy
-from asrkit.compress.report import figures, layers_picture, measure_networks, trade_off_picture
+from asrkit.compress.report import accuracy_pictures, figures, layers_picture, measure_networks
 from asrkit.compress.schemes import Scheme
 from asrkit.compress.shrink import silent_channels
 from asrkit.compress.sparsity import add_masks
@@ -237,7 +237,8 @@ def report(models: list[Path], *, out: Path) -> None:
 
     Args:
         models: experiment directories, the dense one first; what is in their score.json goes into the picture.
-        out: folder of trade_off.png and layers.png, which shows the second one.
+        out: folder of trade_off.png, layers.png, which shows the second one, and block_sizes.png if several have the
+            same scheme in all layers.
     """
     subjects = [load_subject(model) for model in models]
     measured, engines = measure_networks([(subject.smallest, subject.inputs, subject.states) for subject in subjects])
@@ -254,7 +255,8 @@ def report(models: list[Path], *, out: Path) -> None:
         )
     scores = [_score(folder) for folder in models]
     if all(score is not None for score in scores):
-        save_picture(trade_off_picture([folder.name for folder in models], scores, reports), out / "trade_off.png")
+        for name, picture in accuracy_pictures([folder.name for folder in models], scores, reports).items():
+            save_picture(picture, out / f"{name}.png")
     save_picture(layers_picture(reports[0], reports[min(1, len(reports) - 1)]), out / "layers.png")
 
 
@@ -281,7 +283,7 @@ def _search(subject: Subject, table, seconds: float, places: tuple, conf: list[P
     train_data, valid_data = subject.data(*places)
 
     def proxy(mapping: Mapping) -> float:
-        measure = subject.accuracy(valid_data)
+        measure = subject.accuracy(valid_data, config.training.bf16)
         return quick_accuracy(subject.model, train_data, measure, mapping, config.training, subject.part)
 
     return map_by_search(subject.layers, table, seconds, proxy, config.search)

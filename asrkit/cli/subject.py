@@ -68,18 +68,20 @@ class Subject:
             raise InputError(f"{self.folder}: a recogniser: its training needs --train and --valid")
         return loaders(self.config, load_tokenizer(self.folder / "lang"), train, valid)
 
-    def accuracy(self, data: Loader) -> Callable[[nn.Module], float]:
+    def accuracy(self, data: Loader, bf16: bool = False) -> Callable[[nn.Module], float]:
         """Return what measures a model on validation data: of images the part that is classified right, of speech the
         mean probability of a label."""
-        return partial(_accuracy, data=data, by_label=isinstance(self.config, VisionExperiment))
+        return partial(_accuracy, data=data, by_label=isinstance(self.config, VisionExperiment), bf16=bf16)
 
 
 @torch.inference_mode()
-def _accuracy(model: nn.Module, data: Loader, by_label: bool) -> float:
+def _accuracy(model: nn.Module, data: Loader, by_label: bool, bf16: bool) -> float:
     model.eval()
     sums = Counter()
     for batch in data.epoch(0):
-        sums.update({name: float(value) for name, value in model(batch.to(model.device)).items()})
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+            losses = model(batch.to(model.device))
+        sums.update({name: float(value) for name, value in losses.items()})
     return sums["accuracy"] / sums["weight"] if by_label else math.exp(-sums["loss"] / sums["weight"])
 
 

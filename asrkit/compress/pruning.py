@@ -61,7 +61,7 @@ def prune_network(
     if all(entry.scheme.kind == "dense" for entry in mapping.values()):
         raise InputError("the mapping prunes no layer")
     scales = scales_of(network, mapping)
-    if pruning.method in ("admm", "magnitude"):
+    if pruning.ratio is not None or pruning.method in ("admm", "magnitude"):
         mapping = with_ratios(network, mapping, scales, pruning)
     if pruning.method != "magnitude":
         hook = REGULARISERS[pruning.method](mapping, scales, pruning, _done(training, train_data), part)

@@ -13,8 +13,9 @@ penalised weights, the penalties are strength / N times
 Each weight thus pays the same in groups of all sizes, and, by M, in layers of all scales, which batch norm leaves
 arbitrary. What a layer can spare is up to the loss: optimisers divide the sum of both gradients by its usual size, so
 that where the loss is insensitive the penalty prevails. (Taken apart from it, as weight decay is by AdamW, the penalty
-removed the same part of every layer, and accuracy with it.) Where a ratio is asked for, strength is adapted at each
-refresh until that part of the weights is in the dead zone.
+removed the same part of every layer, and accuracy with it.) The strength of layers whose ratio is given is adapted at
+each refresh so that the weights outside the dead zone become fewer by an equal factor each time. Groups are slow, so it
+follows what will be at the next refresh if it goes on as it does, or it would grow until the network is lost.
 """
 
 from collections.abc import Callable
@@ -31,6 +32,8 @@ from asrkit.training.state import Hook, Progress, TrainingState
 
 ADMM_GROWTH = 1000.0  # factor of ρ, 1 at first, from the first refresh to the last
 EPSILON = 0.1  # of the reweighted penalty; it should be below what groups that stay have (Candes et al.), but not much
+RAMP = 0.8  # part of the training after which the ratio asked for shall be reached
+SAVED = ("refreshed", "strength", "alive", "tensors")  # attributes of a penalty that are kept in checkpoints
 SMALLEST = 0.01  # of the group lasso's √(m / M): nearer to zero it is quadratic, so that its gradient has a bound
 
 
@@ -41,11 +44,11 @@ class PruningConfig:
     method: Literal["reweighted", "group_lasso", "admm", "magnitude"] = "reweighted"
     """magnitude: what is smallest in the trained network goes at once; the others train it with a penalty first."""
     ratio: float | None = None
-    """Part of the weights that goes, over all layers that the mapping gives no ratio; one threshold on all of them
-    leaves each layer's share to the training. None: what the training has brought into the dead zone goes."""
+    """Part of the weights that goes, over all layers that the mapping gives no ratio; one threshold on all of them, in
+    the trained network, says each layer's share. None: what the training has brought into the dead zone goes."""
     strength: float = 1.0
     """Factor of the penalty, nats a label; where ratios are given, only its first value."""
-    refreshes: int = 16
+    refreshes: int = 32
     """Times that the penalty is adapted to the weights."""
     dead_zone: float = 0.1
     """Root mean square of a group, relative to its layer's before the training, below which it is as good as zero."""
@@ -78,35 +81,37 @@ class Regulariser(Hook):
     ):
         self.mapping = {path: entry for path, entry in mapping.items() if entry.scheme.kind != "dense"}
         self.scales, self.config, self.done, self.part = scales, config, done, part
-        self.strength, self.refreshed = config.strength, 0
+        self.refreshed = 0
+        self.strength = dict.fromkeys(self.mapping, config.strength)
+        self.alive = dict.fromkeys(self.mapping, 1.0)
+        """The part of the weights outside the dead zone at the last refresh."""
         self.tensors: dict[str, dict[str, Tensor]] = {path: {} for path in self.mapping}
-        """What the penalty of each layer is made of, by name; saved in checkpoints."""
+        """What the penalty of each layer is made of, by name."""
 
     @torch.no_grad()
     def before_step(self, state: TrainingState) -> None:
         network = state.model.get_submodule(self.part)
         layers = {path: network.get_submodule(path) for path in self.mapping}
         if self.refreshed <= min(self.done(state.progress), 1 - 1e-9) * self.config.refreshes:
-            if self.refreshed:
-                self.adapt(layers)
             for path, layer in layers.items():
+                if self.refreshed:
+                    self.adapt(path, layer)
                 self.refresh(path, layer)
             self.refreshed += 1
-        factor = self.strength / sum(layer.weight.numel() for layer in layers.values())
+        size = sum(layer.weight.numel() for layer in layers.values())
         for path, layer in layers.items():
-            layer.weight.grad.add_(self.gradient(path, layer), alpha=factor)
+            layer.weight.grad.add_(self.gradient(path, layer), alpha=self.strength[path] / size)
 
-    def adapt(self, layers: dict[str, nn.Module]) -> None:
-        """Make the penalty stronger if more weights are outside the dead zone than shall be kept, else weaker."""
-        alive = kept = 0.0
-        for path, layer in layers.items():
-            entry, size = self.mapping[path], layer.weight.numel()
-            ratio = self.config.ratio if entry.ratio is None else entry.ratio
-            if ratio is None:
-                return
-            kept += (1 - ratio) * size
-            alive += (self.scores(path, layer) >= self.config.dead_zone).sum().item()
-        self.strength *= min(max((alive / kept) ** 0.5, 0.5), 2.0)
+    def adapt(self, path: str, layer: nn.Module) -> None:
+        """Make the penalty stronger if more weights will be outside the dead zone than shall be then, else weaker."""
+        ratio = self.mapping[path].ratio
+        if ratio is None:
+            return
+        alive = (self.scores(path, layer) >= self.config.dead_zone).float().mean().item()
+        expected = alive * alive / (self.alive[path] or 1.0)
+        grown = min((self.refreshed + 1) / self.config.refreshes / RAMP, 1.0)
+        self.strength[path] *= min(max(expected / (1 - ratio) ** grown, 0.5), 2.0)
+        self.alive[path] = alive
 
     def scores(self, path: str, layer: nn.Module) -> Tensor:
         return relative_scores(layer, self.mapping[path].scheme, self.scales[path])
@@ -123,10 +128,11 @@ class Regulariser(Hook):
         return self.tensors[path][name].to(layer.weight.device)
 
     def on_save(self, state: TrainingState) -> dict[str, Any]:
-        return {"refreshed": self.refreshed, "strength": self.strength, "tensors": self.tensors}
+        return {name: getattr(self, name) for name in SAVED}
 
     def on_load(self, saved: dict[str, Any]) -> None:
-        self.refreshed, self.strength, self.tensors = saved["refreshed"], saved["strength"], saved["tensors"]
+        for name in SAVED:
+            setattr(self, name, saved[name])
 
 
 class Reweighted(Regulariser):
@@ -150,8 +156,8 @@ class GroupLasso(Regulariser):
 class Admm(Regulariser):
     """ADMM. ρ grows at each refresh, and U, whose unit is 1 / ρ, shrinks with it."""
 
-    def adapt(self, layers: dict[str, nn.Module]) -> None:
-        self.strength *= self.growth
+    def adapt(self, path: str, layer: nn.Module) -> None:
+        self.strength[path] *= self.growth
 
     @property
     def growth(self) -> float:

@@ -1,5 +1,6 @@
 """What pruning has brought: latency, size and work of compiled networks, layer by layer, and pictures of it."""
 
+import math
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -10,19 +11,23 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FormatStrFormatter
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 from torch import Tensor, nn
 
 from asrkit.compress.codegen import load_network
 from asrkit.compress.codegen.runtime import WEIGHTS
 from asrkit.compress.engines import ENGINES, in_c, seconds_by_turns
 from asrkit.compress.mapping import Mapping as SchemeMapping
+from asrkit.compress.schemes import Scheme
 from asrkit.compress.sparsity import report, total
 from asrkit.errors import InputError
 from asrkit.progress import progress
 from asrkit.scoring.pictures import BLUE, LOSS_COLOURS, STYLE, VERMILION
 
+LATENCY = "latency, ms (one thread)"
+ERRORS = {"accuracy": "errors, % of test images", "wer": "word error rate, %"}
 DENSE_ENGINES = tuple(name for name in ENGINES if name != "c")
 Compilable = tuple[nn.Module, tuple[Tensor, ...], Sequence[tuple[int, int]]]  # network, inputs, states
 
@@ -103,6 +108,24 @@ def figures(
     }
 
 
+def accuracy_pictures(
+    names: Sequence[str], scores: Sequence[tuple[str, float]], reports: Sequence[dict[str, Any]]
+) -> dict[str, Figure]:
+    """Return "trade_off", and "block_sizes" if several networks have one scheme in all layers.
+
+    What there is of such a network at one ratio only is left out of the first one then.
+    """
+    blocks, stems = block_sizes(names, reports), [_stem(name) for name in names]
+    if len(blocks) < 2:
+        return {"trade_off": trade_off_picture(names, scores, reports)}
+    rest = [i for i, stem in enumerate(stems) if i not in blocks.values() or stems.count(stem) > 1]
+    trade_off, sizes = ([[given[i] for i in shown] for given in (scores, reports)] for shown in (rest, blocks.values()))
+    return {
+        "trade_off": trade_off_picture([names[i] for i in rest], *trade_off),
+        "block_sizes": block_size_picture(list(blocks), *sizes),
+    }
+
+
 def trade_off_picture(
     names: Sequence[str], scores: Sequence[tuple[str, float]], reports: Sequence[dict[str, Any]]
 ) -> Figure:
@@ -111,22 +134,56 @@ def trade_off_picture(
     Experiments whose names differ in their last number only (`pattern-80`, `pattern-90`) are a line.
     """
     lines: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    for name, (measure, score), measured in zip(names, scores, reports, strict=True):
-        stem = name.rstrip("0123456789").rstrip("-_.")
-        lines[stem].append((measured["milliseconds"], 100 - score if measure == "accuracy" else score))
+    for name, score, measured in zip(names, scores, reports, strict=True):
+        lines[_stem(name)].append((measured["milliseconds"], _errors(score)))
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 4.2), layout="constrained")
         axes = figure.subplots()
         for i, (name, points) in enumerate(lines.items()):
             colour, marker = LOSS_COLOURS[i % len(LOSS_COLOURS)], "osD^vP*X"[i % 8]
             axes.plot(*zip(*sorted(points), strict=True), color=colour, marker=marker, linewidth=1.4, label=name)
-        axes.set_xlabel("latency, ms (one thread)")
-        axes.set_ylabel("errors, % of test images" if scores[0][0] == "accuracy" else "word error rate, %")
-        for axis, set_scale in ((axes.xaxis, axes.set_xscale), (axes.yaxis, axes.set_yscale)):
-            set_scale("log")
-            axis.set_major_formatter(FormatStrFormatter("%g"))
-            axis.set_minor_formatter(FormatStrFormatter("%g"))
+        axes.set_xlabel(LATENCY)
+        axes.set_ylabel(ERRORS[scores[0][0]])
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        _label_plainly(axes.xaxis)
+        _label_plainly(axes.yaxis)
         axes.legend()
+    return figure
+
+
+def block_sizes(names: Sequence[str], reports: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """Return the places of the networks pruned by one scheme in all layers, by that scheme, the smallest block first.
+
+    Of those whose names end in the same number, which is how much of them is pruned: where there are most.
+    """
+    found: dict[str, dict[Scheme, int]] = defaultdict(dict)
+    for i, (name, measured) in enumerate(zip(names, reports, strict=True)):
+        schemes = {layer["scheme"] for layer in measured["layers"]} - {"dense"}
+        scheme = Scheme.parse(schemes.pop()) if len(schemes) == 1 else Scheme("dense")
+        if scheme.has_block or scheme.kind in ("unstructured", "filter"):
+            found[name.removeprefix(_stem(name))][scheme] = i
+    most = max(found.values(), key=len, default={})
+    sizes = {
+        scheme: {"unstructured": 1, "filter": math.inf}.get(scheme.kind, math.prod(scheme.block)) for scheme in most
+    }
+    return {str(scheme): most[scheme] for scheme in sorted(sizes, key=sizes.get)}
+
+
+def block_size_picture(
+    blocks: Sequence[str], scores: Sequence[tuple[str, float]], reports: Sequence[dict[str, Any]]
+) -> Figure:
+    """Draw errors, in logarithms, and latency over block sizes."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 4.8), layout="constrained")
+        above, below = figure.subplots(2, 1, sharex=True)
+        above.plot(blocks, [_errors(score) for score in scores], color=VERMILION, marker="o", linewidth=1.4)
+        above.set_ylabel(ERRORS[scores[0][0]])
+        above.set_yscale("log")
+        _label_plainly(above.yaxis)
+        below.plot(blocks, [measured["milliseconds"] for measured in reports], color=BLUE, marker="o", linewidth=1.4)
+        below.set_ylabel(LATENCY)
+        below.set_ylim(bottom=0)
     return figure
 
 
@@ -147,3 +204,20 @@ def layers_picture(dense: dict[str, Any], pruned: dict[str, Any]) -> Figure:
         below.set_xticks(places, names, rotation=90, fontsize=6)
         above.set_title(f"{dense['milliseconds']:.3f} ms dense, {pruned['milliseconds']:.3f} ms pruned")
     return figure
+
+
+def _stem(name: str) -> str:
+    """Return the name of an experiment without the number at its end."""
+    return name.rstrip("0123456789").rstrip("-_.")
+
+
+def _errors(score: tuple[str, float]) -> float:
+    """Return errors in percent of a measure and its value."""
+    return 100 - score[1] if score[0] == "accuracy" else score[1]
+
+
+def _label_plainly(axis: Axis) -> None:
+    """Label a logarithmic axis at 1, 2, 3, 5, 7, 10, … in plain numbers."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
+    axis.set_major_formatter(FormatStrFormatter("%g"))
+    axis.set_minor_formatter(NullFormatter())

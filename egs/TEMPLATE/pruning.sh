@@ -8,6 +8,7 @@
 #   3  map schemes to layers                           exp/<network>/<seed>/<mapping>.yaml
 #   4  prune, and fine-tune                            exp/<network>/<seed>/<mapping>-<percent pruned>
 #   5  the same by the other ways to train             exp/<network>/<seed>/<method>-<percent pruned>
+#      (conf/<method>.yaml, where there is one, is for the fine-tuning of that method alone)
 #   6  test, compile and time                          score.json and compress.json in each; pictures/
 #   7  export the first mapping of the first network   exp/<network>/export
 #   8  RESULTS.md
@@ -18,8 +19,9 @@
 #   --networks "A B"           vgg16, resnet32, mobilenet
 #   --mappings "A B"           rule, search, or a scheme as punched_4x1, pattern, filter
 #   --percents "N M"           parts of the weights that go
+#   --more-mappings "A B"      mappings that are pruned by the first of these parts only, to compare block sizes for instance
 #   --methods "A B"            ways to train to sparsity that are compared: group_lasso, admm, magnitude
-#   --method-percent "N M"     the parts of the weights that go there, with the first mapping
+#   --method-percents "N M"    the parts of the weights that go there, with the first mapping
 #   --speed-up X               what `rule` and `search` aim at, as predicted
 #   --seeds "0 1 2"
 #   --table FILE               latency table, instead of measuring one
@@ -36,8 +38,9 @@ images=digits
 networks=vgg16
 mappings="rule pattern"
 percents="80 90"
+more_mappings=
 methods="group_lasso admm magnitude"
-method_percent=90
+method_percents=90
 speed_up=4
 seeds=0
 table=
@@ -55,7 +58,7 @@ source "$root/tools/setup.sh"
 
 exp=$work/exp
 table=${table:-$exp/latency.jsonl}
-for name in networks mappings percents methods method_percent seeds train_options dense_options prune_options search_options; do
+for name in networks mappings percents more_mappings methods method_percents seeds train_options dense_options prune_options search_options; do
   read -ra "${name?}" <<<"${!name}"
 done
 
@@ -87,7 +90,7 @@ train_dense() { # NETWORK SEED FOLDER
 make_mappings() { # NETWORK SEED FOLDER
   local mapping
   local aim=(--table "$table" --speed-up "$speed_up")
-  for mapping in "${mappings[@]}"; do
+  for mapping in "${mappings[@]}" "${more_mappings[@]}"; do
     case $mapping in
       rule) set -- "${@:1:3}" "${aim[@]}" ;;
       search) set -- "${@:1:3}" "${aim[@]}" --search --conf conf/search.yaml "${search_options[@]}" ;;
@@ -98,38 +101,39 @@ make_mappings() { # NETWORK SEED FOLDER
 }
 
 prune() { # SEED FOLDER NAME MAPPING PERCENT METHOD: prune and fine-tune
-  local seeded=(--training.seed "$1" "${train_options[@]}")
+  local seeded=(--training.seed "$1" "${train_options[@]}") conf=(conf/finetune.yaml)
   [[ -f $2/$3/finetuning/train.json ]] && return
+  [[ ! -f conf/$6.yaml ]] || conf+=("conf/$6.yaml")
   asrkit compress prune --model "$2/dense" --mapping "$2/$4.yaml" --conf conf/prune.yaml --pruning.method "$6" \
     --pruning.ratio "0.$5" --out "$2/pruned/$3" "${seeded[@]}" "${prune_options[@]}"
-  asrkit compress finetune --model "$2/pruned/$3" --conf conf/finetune.yaml --out "$2/$3" "${seeded[@]}"
+  asrkit compress finetune --model "$2/pruned/$3" --conf "${conf[@]}" --out "$2/$3" "${seeded[@]}"
+}
+
+names_of() { # names_of "A B" "N M": A-N A-M B-N B-M
+  local name percent
+  for name in $1; do
+    for percent in $2; do echo "$name-$percent"; done
+  done
 }
 
 prune_mappings() { # NETWORK SEED FOLDER
-  local mapping percent
-  for mapping in "${mappings[@]}"; do
-    for percent in "${percents[@]}"; do prune "$2" "$3" "$mapping-$percent" "$mapping" "$percent" reweighted; done
-  done
+  local name
+  for name in "${mapped[@]}"; do prune "$2" "$3" "$name" "${name%-*}" "${name##*-}" reweighted; done
 }
 
 prune_methods() { # NETWORK SEED FOLDER
-  local method percent
-  for method in "${methods[@]}"; do
-    for percent in "${method_percent[@]}"; do prune "$2" "$3" "$method-$percent" "${mappings[0]}" "$percent" "$method"; done
-  done
+  local name
+  for name in "${trained[@]}"; do prune "$2" "$3" "$name" "${mappings[0]}" "${name##*-}" "${name%-*}"; done
 }
 
 measure() { # NETWORK SEED FOLDER
-  local models=("$3/dense") name percent model
-  for name in "${mappings[@]}"; do # one after another: each is a line of the picture
-    for percent in "${percents[@]}"; do models+=("$3/$name-$percent"); done
-  done
-  for name in "${methods[@]}"; do
-    for percent in "${method_percent[@]}"; do models+=("$3/$name-$percent"); done
-  done
+  local models=("$3/dense" "${mapped[@]/#/$3/}" "${trained[@]/#/$3/}") model
   for model in "${models[@]}"; do asrkit vision test --model "$model"; done
   asrkit compress report "${models[@]}" --out "$work/pictures/$1-$2"
 }
+
+read -rd '' -a mapped < <(names_of "${mappings[*]}" "${percents[*]}" && names_of "${more_mappings[*]}" "${percents[0]}") || true
+read -rd '' -a trained < <(names_of "${methods[*]}" "${method_percents[*]}") || true
 
 if wanted 1 "train $images"; then each train_dense; fi
 
@@ -149,9 +153,9 @@ if wanted 6 "test, compile and time"; then
 fi
 
 if wanted 7 "export"; then
-  best=$exp/${networks[0]}/${seeds[0]}/${mappings[0]}-${percents[0]}
-  for format in c onnx executorch; do asrkit export --model "$best" --format $format --out "$exp/export/$format"; done
-  asrkit bench --model "$best" --json "$exp/export/bench.json"
+  best=$exp/${networks[0]}/${seeds[0]}/${mapped[0]} export=$exp/${networks[0]}/export
+  for format in c onnx executorch; do asrkit export --model "$best" --format $format --out "$export/$format"; done
+  asrkit bench --model "$best" --json "$export/bench.json"
 fi
 
 if wanted 8 "RESULTS.md"; then asrkit results . --exp "$exp" --out "$work/RESULTS.md"; fi

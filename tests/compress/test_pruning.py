@@ -180,28 +180,30 @@ def test_admm_brings_weights_to_their_projection(model, tmp_path):
 
     mapping = {"0": LayerMapping(Scheme("channel"), 0.5)}
     hook = Watch(
-        mapping, {"0": 0.2}, PruningConfig("admm", strength=10.0), lambda progress: progress.step / 120, "network"
+        mapping,
+        {"0": 0.2},
+        PruningConfig("admm", strength=10.0, refreshes=16),
+        lambda progress: progress.step / 120,
+        "network",
     )
     train(model, ToyData(), None, TRAINING, tmp_path, [hook])
     assert cut[-1] < 0.1 < cut[0]
     assert (hook.tensors["0"]["Z"] != 0).any(0).sum() == 8 and hook.refreshed == 16
 
 
-def test_strength_follows_the_ratio_asked_for(model):
-    layers = {"0": model.network[0]}
+def test_strength_follows_a_ratio_that_grows_to_the_one_asked_for(model):
     columns = model.network[0].weight.data
-    hook = Reweighted(
-        mapping_of(_0="channel"), {"0": 0.2}, PruningConfig(ratio=0.75, strength=3.0), lambda progress: 0.0
-    )
+    mapping = {"0": LayerMapping(Scheme("channel"), 0.75)}
+    hook = Reweighted(mapping, {"0": 0.2}, PruningConfig(strength=3.0, refreshes=20), lambda progress: 0.0)
     strengths = []
-    for gone in (0, 12, 15):  # of 16
+    for hook.refreshed, gone in ((7, 0), (15, 8), (19, 8), (20, 14), (20, 16)):  # of 16
         columns[:, :gone] = 0
-        hook.adapt(layers)
-        strengths.append(hook.strength)
-    assert strengths == pytest.approx([6.0, 6.0, 3.0])
+        hook.adapt("0", model.network[0])
+        strengths.append(hook.strength["0"])
+    assert strengths == pytest.approx([6.0, 6.0, 12.0, 6.0, 3.0])
     free = Reweighted(mapping_of(_0="channel"), {"0": 0.2}, PruningConfig(strength=3.0), lambda progress: 0.0)
-    free.adapt(layers)
-    assert free.strength == 3.0
+    free.adapt("0", model.network[0])
+    assert free.strength["0"] == 3.0
 
 
 # Pruning
