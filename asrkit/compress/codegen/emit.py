@@ -124,7 +124,7 @@ class Emitter:
         first_column = np.cumsum([0, *packed.counts.sum(axis=1)[:-1]])
         first_weight = np.cumsum([0, *sizes[:-1]])
         table = np.column_stack([first_column, first_weight, packed.counts])
-        backwards = len(self.packed) % 2 == 0
+        backwards = len(self.packed) % 2 == 0  # to begin with what the product before has left in the cache
         call = self._call(step, packed, backwards)
         width = table.shape[1]
         lines = [
