@@ -10,7 +10,6 @@ Usage:
     asrkit export --model exp/digits --format c --out exp/digits/c
 """
 
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from asrkit.cli.export_images import export_classifier
+from asrkit.cli.export_images import export_classifier, write_report
 from asrkit.cli.main import command_line, run
 from asrkit.cli.score import read_references
 from asrkit.cli.subject import load_subject
@@ -43,7 +42,7 @@ from asrkit.export.onnx import FILES, Chunk, export_onnx
 from asrkit.export.onnx import differences as onnx_differences
 from asrkit.export.quantise import layer_losses, quantise_files
 from asrkit.export.sherpa import sherpa
-from asrkit.files import atomic_write, written_folder
+from asrkit.files import written_folder
 from asrkit.models.transducer import Transducer
 from asrkit.optional import needed
 from asrkit.progress import progress
@@ -134,23 +133,14 @@ def export(
         if check:
             torch.set_num_threads(1)
             speech = _features(recogniser, check[0], BATCH)
-            report["differences"]["speech"] = exporter.differences(folder, speech)
-            pairs = product(check, BEAMS)
-            checks = [_compare(exporter, folder, manifest, refs[manifest], beam) for manifest, beam in pairs]
-            problem = _problem(checks)
-            report |= {"check": checks, "blessed": problem is None}
-            report["moved"] = {beam: _worst(checks, beam)["moved"] for beam in BEAMS}
-            report["changed"] = {beam: sum(_changed(c) for c in checks if c["beam"] == beam) for beam in BEAMS}
+            problem = _check(exporter, folder, refs, speech, report)
             if problem and format == "onnx-int8":
                 report["layers"] = _worst_layers(exporter, keep_float or [], speech, calibrate is not None)
             if problem and not force:
                 remedy = "leave layers out with --keep-float, or " if format == "onnx-int8" else ""
                 raise InputError(f"{out}: not written: {problem}; {remedy}accept it with --force")
-        with atomic_write(folder / "export.json") as file:
-            json.dump(report, file, indent=2)
-            file.write("\n")
-    verdict = "blessed" if report["blessed"] else f"not blessed: {problem}"
-    print(f"{out}: {sum(report['bytes'].values()) / 1e6:.1f} MB, {verdict}")
+        verdict = write_report(report, problem, folder)
+    print(f"{out}: {verdict}")
 
 
 @dataclass
@@ -228,6 +218,19 @@ def _alone(folder: Path, chunk: Chunk) -> dict[str, float]:
     seconds = network_seconds(folder)
     print(f"the encoder alone: {1e3 * seconds['encoder']:.3f} ms for {FRAME_SHIFT * chunk.shift:.2f} s of audio")
     return seconds
+
+
+def _check(
+    exporter: _Onnx, folder: Path, refs: dict[Path, dict[str, str]], speech: list[Tensor], report: dict[str, Any]
+) -> str | None:
+    """Add to the report how a model and its export transcribe manifests; return what is wrong with the export."""
+    report["differences"]["speech"] = exporter.differences(folder, speech)
+    checks = [_compare(exporter, folder, manifest, refs[manifest], beam) for manifest, beam in product(refs, BEAMS)]
+    problem = _problem(checks)
+    report |= {"check": checks, "blessed": problem is None}
+    report["moved"] = {beam: _worst(checks, beam)["moved"] for beam in BEAMS}
+    report["changed"] = {beam: sum(_changed(c) for c in checks if c["beam"] == beam) for beam in BEAMS}
+    return problem
 
 
 def _compare(exporter: _Onnx, folder: Path, manifest: Path, refs: dict[str, str], beam: int) -> dict[str, Any]:

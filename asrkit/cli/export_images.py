@@ -67,11 +67,17 @@ def export_classifier(
             report["blessed"] = problem is None
             if problem and not force:
                 raise InputError(f"{out}: not written: {problem}; accept it with --force")
-        with atomic_write(folder / "export.json") as file:
-            json.dump(report, file, indent=2)
-            file.write("\n")
+        verdict = write_report(report, problem, folder)
+    print(f"{out}: {verdict}")
+
+
+def write_report(report: dict[str, Any], problem: str | None, folder: Path) -> str:
+    """Write export.json, and return its essence in words; `problem` is why an export is not blessed."""
+    with atomic_write(folder / "export.json") as file:
+        json.dump(report, file, indent=2)
+        file.write("\n")
     verdict = "blessed" if report["blessed"] else f"not blessed: {problem}"
-    print(f"{out}: {sum(sizes.values()) / 1e6:.1f} MB, {verdict}")
+    return f"{sum(report['bytes'].values()) / 1e6:.1f} MB, {verdict}"
 
 
 def _write(
