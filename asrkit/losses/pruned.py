@@ -3,6 +3,8 @@
 Source: Kuang et al., "Pruned RNN-T for fast, memory-efficient ASR training", 2206.13236. Three steps, or one call of
 `pruned_transducer_loss`: the smoothed loss of a joiner that only adds logits (`simple_loss`), the R labels a frame that
 carry the most of its probability (`pruning_ranges`), and the loss of the real joiner on these alone (`pruned_loss`).
+A model that has a CTC output anyway can ask it where the labels are (`ctc_occupations`): that costs no loss of its own,
+and its ranges hold more of the real joiner's paths.
 
 The values are those of k2 (rnnt_loss_smoothed, get_rnnt_prune_ranges, rnnt_loss_pruned). `asrkit.losses.lattice` tells
 the topologies and the delay penalty, `asrkit.losses.nodes` the factored blank.
@@ -14,7 +16,11 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
 from asrkit.losses.joint import NEGLIGIBLE, JointLoss, Lattice, LogitsLoss, checked_lattice, joint_case, rounded
-from asrkit.losses.lattice import Backend, Topology
+from asrkit.losses.lattice import LOG_ZERO, Backend, Topology
+
+# A trained CTC output leaves next to nothing to the labels beside those of its best alignment, so that chance would
+# choose among them. Flattened by this power, it tells which of them come next.
+CTC_POWER = 0.7
 
 
 def pruned_transducer_loss(
@@ -104,6 +110,45 @@ def simple_loss(
     return _SimpleLoss.apply(encoder_logits, predictor_logits, lattice, lm_only_scale, am_only_scale)
 
 
+@torch.no_grad()
+def ctc_occupations(
+    log_probs: Tensor,
+    targets: Tensor,
+    frame_lens: Tensor,
+    target_lens: Tensor,
+    topology: Topology = "regular",
+    delay_penalty: float = 0.0,
+    backend: Backend = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Return where the alignments of a CTC output go, as `simple_loss` tells it of the paths of its joiner.
+
+    An alignment leaves a frame by the label that begins there, or stays, by the blank or by the label that goes on. The
+    blank that CTC wants between two equal labels is not asked for.
+
+    Args:
+        log_probs: (N, T, V), normalised.
+        targets, frame_lens, target_lens, backend: as for `simple_loss`.
+        topology, delay_penalty: of the loss that is to be pruned.
+
+    Returns:
+        the probabilities of leaving a node by its blank (N, T, U + 1) and by its label (N, T, U).
+
+    Raises:
+        ValueError: shapes, lengths or labels do not fit each other.
+        InputError: the backend cannot run here.
+    """
+    _, frames, symbols = log_probs.shape
+    options = "modified", False, delay_penalty, backend
+    lattice = checked_lattice(targets, frame_lens, target_lens, frames, symbols, *options)
+    scores = CTC_POWER * log_probs.to(torch.promote_types(log_probs.dtype, torch.float32))
+    label = scores.gather(2, lattice.labels[:, None, :-1].expand(-1, frames, -1))  # (N, T, U)
+    stay = torch.logaddexp(scores[:, :, :1], pad(label, (1, 0), value=LOG_ZERO))  # (N, T, U + 1)
+    _, stay, label = lattice.occupations(stay, label)
+    if topology != "modified":  # there a frame is left by a blank even when a label came
+        stay[:, :, 1:] += label
+    return stay, label
+
+
 def pruning_ranges(
     blank_occupation: Tensor,
     label_occupation: Tensor,
@@ -118,7 +163,7 @@ def pruning_ranges(
     from 0 to where the last frame reaches the last label, so that a path remains. Section 3.2 of the paper.
 
     Args:
-        blank_occupation: (N, T, U + 1), label_occupation: (N, T, U), of `simple_loss`.
+        blank_occupation: (N, T, U + 1), label_occupation: (N, T, U), of `simple_loss` or `ctc_occupations`.
         frame_lens, target_lens: (N,).
         size: R; less if the batch has fewer than R - 1 labels, more if no regular path would fit into R.
         topology: the one of the occupations.

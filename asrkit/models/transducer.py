@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from asrkit.data.alignment import UNLABELLED
 from asrkit.losses.internal_lm import internal_lm_loss
-from asrkit.losses.pruned import pruned_loss, pruning_ranges, simple_loss
+from asrkit.losses.pruned import ctc_occupations, pruned_loss, pruning_ranges, simple_loss
 from asrkit.losses.transducer import joint_transducer_loss
 from asrkit.nn.decoders import PREDICTORS, Joiner, PredictorConfig
 from asrkit.nn.encoders import ENCODERS, EncoderConfig
@@ -28,12 +28,14 @@ class TransducerConfig:
     on its last frame, where a search has to find all of them at once. "constrained" is the modified one with a blank
     after each label, which makes its probabilities those of the regular one."""
     loss: Literal["full", "pruned"] = "full"
-    """Sum over all alignments, or over those that a cheaper loss leaves: faster for long transcripts and large
+    """Sum over all alignments, or over those near a cheaper model's: faster, above all for long transcripts and large
     vocabularies."""
     prune_range: int = 5
     """Labels a frame that the pruned loss keeps."""
+    prune_by: Literal["ctc", "simple"] = "ctc"
+    """What finds them: the CTC output, or a joiner that only adds logits, which costs a loss of its own."""
     simple_weight: float = 0.5
-    """Weight of the cheaper loss."""
+    """Weight of the loss of that joiner."""
     factored_blank: bool = False
     """The blank decides whether a label comes, the other outputs which (HAT)."""
     delay_penalty: float = 0.0
@@ -51,6 +53,10 @@ class TransducerConfig:
     vocab_size: int = 0
     num_mel_bins: int = 80
     frame_units: int = 0
+
+    def __post_init__(self) -> None:
+        if self.loss == "pruned" and self.prune_by == "ctc" and not self.ctc_weight:
+            raise ValueError("prune_by: ctc wants a CTC output that is trained: ctc_weight above 0")
 
 
 class Transducer(nn.Module):
@@ -70,7 +76,8 @@ class Transducer(nn.Module):
         )
         self.ctc = nn.Linear(config.encoder.dim, config.vocab_size)
         self.frames = nn.Linear(config.encoder.dim, config.frame_units) if config.frame_units else None
-        if config.loss == "pruned":
+        self.has_simple_joiner = config.loss == "pruned" and config.prune_by == "simple"
+        if self.has_simple_joiner:
             self.simple_encoder = nn.Linear(config.encoder.dim, config.vocab_size)
             self.simple_predictor = nn.Linear(config.predictor.dim, config.vocab_size)
 
@@ -86,16 +93,16 @@ class Transducer(nn.Module):
         """
         config = self.config
         encoder_out, lens = self.encoder(batch.features, batch.feature_lens)
-        losses = {"ctc": self.ctc_loss(encoder_out, lens, batch.tokens, batch.token_lens)}
+        targets = batch.tokens, lens, batch.token_lens
+        ctc_log_probs = self.ctc(encoder_out).float().log_softmax(dim=-1)  # (N, T, V)
+        losses = {"ctc": ctc_loss(ctc_log_probs, *targets)}
         weights = {"ctc": config.ctc_weight}
         if self.frames is not None and batch.frame_labels is not None:
             losses["frame"] = self.frame_loss(encoder_out, batch.frame_labels, batch.token_lens)
             weights["frame"] = config.frame_weight
         warm = self.training and hours < config.warm_start_hours
-        if (
-            not warm or config.loss == "pruned"
-        ):  # the simple loss has to know where labels are by the end of the warm start
-            losses |= self.transducer_losses(encoder_out, lens, batch.tokens, batch.token_lens, warm)
+        if not warm or self.has_simple_joiner:  # it has to know where labels are by the end of the warm start
+            losses |= self.transducer_losses(encoder_out, ctc_log_probs, *targets, warm)
             weights |= {"transducer": 1.0, "simple": config.simple_weight, "internal_lm": config.internal_lm_weight}
         total = sum(weights[name] * loss for name, loss in losses.items())
         return {"loss": total, **losses, "weight": batch.token_lens.sum()}
@@ -110,26 +117,25 @@ class Transducer(nn.Module):
         labelled = (frame_labels != UNLABELLED).sum(dim=1)
         return (losses.sum(dim=1) / labelled.clamp(min=1) * token_lens).sum()
 
-    def ctc_loss(self, encoder_out: Tensor, lens: Tensor, tokens: Tensor, token_lens: Tensor) -> Tensor:
-        """Sum of the CTC losses; utterances too short for their labels count nothing."""
-        log_probs = self.ctc(encoder_out).float().log_softmax(dim=-1).transpose(0, 1)  # (T, N, V)
-        return nn.functional.ctc_loss(log_probs, tokens, lens, token_lens, BLANK, reduction="sum", zero_infinity=True)
-
     def transducer_losses(
-        self, encoder_out: Tensor, lens: Tensor, tokens: Tensor, token_lens: Tensor, warm: bool
+        self, encoder_out: Tensor, ctc_log_probs: Tensor, tokens: Tensor, lens: Tensor, token_lens: Tensor, warm: bool
     ) -> dict[str, Tensor]:
-        """Return the sums of the losses that need the predictor, of encoder_out (N, T, D) and tokens (N, U).
+        """Return the sums of the losses that need the predictor.
 
-        `warm` leaves the simple loss alone, if the loss is pruned at all.
+        Args:
+            encoder_out: (N, T, D), ctc_log_probs: (N, T, V), tokens: (N, U), lens: (N,) frames, token_lens: (N,).
+            warm: leave all but the loss of the simple joiner, if there is one.
         """
         config, joiner = self.config, self.joiner
         predictor_out, _ = self.predictor(self.with_start(tokens), self.predictor.start(len(tokens)))
         target = (tokens, lens, token_lens)
         options = {"topology": config.topology, "delay_penalty": config.delay_penalty}
         losses = {}
-        if config.loss == "pruned":
+        if self.has_simple_joiner:
             halves = self.simple_encoder(encoder_out), self.simple_predictor(predictor_out)
             losses["simple"], *occupations = simple_loss(*halves, *target, **options)
+        elif config.loss == "pruned":
+            occupations = ctc_occupations(ctc_log_probs, *target, **options)
         if not warm:
             joint = joiner.project_encoder(encoder_out), joiner.project_predictor(predictor_out)
             arguments = (*joint, joiner.output.weight, joiner.output.bias)
@@ -147,3 +153,9 @@ class Transducer(nn.Module):
     def with_start(tokens: Tensor) -> Tensor:
         """Put the start of the sentence, which the blank stands for, before tokens (N, U)."""
         return torch.nn.functional.pad(tokens, (1, 0), value=BLANK)
+
+
+def ctc_loss(log_probs: Tensor, tokens: Tensor, lens: Tensor, token_lens: Tensor) -> Tensor:
+    """Sum of the CTC losses of log_probs (N, T, V); utterances too short for their labels count nothing."""
+    log_probs = log_probs.transpose(0, 1)  # (T, N, V)
+    return nn.functional.ctc_loss(log_probs, tokens, lens, token_lens, BLANK, reduction="sum", zero_infinity=True)

@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from asrkit.losses.pruned import pruned_logits_loss, pruned_loss, pruned_transducer_loss, pruning_ranges, simple_loss
+from asrkit.losses.pruned import (
+    CTC_POWER,
+    ctc_occupations,
+    pruned_logits_loss,
+    pruned_loss,
+    pruned_transducer_loss,
+    pruning_ranges,
+    simple_loss,
+)
 
 TOPOLOGIES = ["regular", "modified", "constrained"]
 
@@ -168,6 +176,38 @@ def test_simple_loss_equals_enumeration(topology, own, average_only):
             by_blank, by_label = torch.autograd.grad(-expected[n], arcs[n], retain_graph=True, materialize_grads=True)
             torch.testing.assert_close(blank[n, :t, : u + 1].double(), by_blank, atol=1e-6, rtol=1e-5)
             torch.testing.assert_close(label[n, :t, :u].double(), by_label, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_ctc_occupations_equal_enumeration(topology):
+    torch.manual_seed(18)
+    scores = (2 * torch.randn(4, 5, 6)).log_softmax(dim=-1)
+    targets = torch.randint(1, 6, (4, 3))
+    targets[1] = -7  # padding
+    blank, label = ctc_occupations(scores, targets, *LENS, topology)
+    for n, (t, u) in enumerate(zip(*LENS, strict=True)):
+        powers = CTC_POWER * scores[n, :t].double()
+        enters = powers[:, targets[n, :u]]  # (T, U)
+        stays = torch.cat([powers[:, :1], powers[:, :1].logaddexp(enters)], dim=1).requires_grad_()
+        enters.requires_grad_()
+        total = -enumerated_loss(stays, enters, "modified")
+        by_stay, by_label = torch.autograd.grad(total, [stays, enters], materialize_grads=True)
+        if topology != "modified":  # a blank follows a label in its frame
+            by_stay[:, 1:] += by_label
+        torch.testing.assert_close(blank[n, :t, : u + 1].double(), by_stay, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(label[n, :t, :u].double(), by_label, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_ranges_of_a_ctc_output_hold_its_alignment(topology):
+    spoken = torch.tensor([0, 2, 2, 0, 0, 5, 1, 0, 1, 0])  # frame by frame, for the labels 2 5 1 1
+    log_probs = (12.0 * torch.nn.functional.one_hot(spoken, 6)).log_softmax(dim=-1)[None]
+    targets, lens = torch.tensor([[2, 5, 1, 1]]), (torch.tensor([10]), torch.tensor([4]))
+    ranges = pruning_ranges(*ctc_occupations(log_probs, targets, *lens, topology), *lens, 2, topology)
+    before, after = torch.tensor([0, 0, 1, 1, 1, 1, 2, 3, 3, 4]), torch.tensor([0, 1, 1, 1, 1, 2, 3, 3, 4, 4])
+    assert (ranges[0] == before[:, None]).any(dim=1).all()
+    if topology != "modified":
+        assert (ranges[0] == after[:, None]).any(dim=1).all()
 
 
 def occupations(seed: int, topology: str, peak: float = 1.0, n: int = 6, frames: int = 30, labels: int = 12):

@@ -127,6 +127,7 @@ def test_the_warm_start_leaves_the_transducer_out():
 
 VARIANTS = {
     "pruned": {"loss": "pruned", "prune_range": 3, "internal_lm_weight": 0.2},
+    "pruned by a simple joiner": {"loss": "pruned", "prune_range": 3, "prune_by": "simple"},
     "factored": {"factored_blank": True, "internal_lm_weight": 0.2, "delay_penalty": 0.01},
     "pruned and factored": {"loss": "pruned", "prune_range": 3, "factored_blank": True},
 }
@@ -136,7 +137,7 @@ VARIANTS = {
 def test_variants_of_the_loss_add_up_and_padding_changes_nothing(options):
     model = tiny_model(**options)
     names = {"ctc": 0.3, "frame": 0.5, "transducer": 1.0}
-    names |= {"simple": 0.5} if "loss" in options else {}
+    names |= {"simple": 0.5} if "prune_by" in options else {}
     names |= {"internal_lm": 0.2} if "internal_lm_weight" in options else {}
     batch = make_batch([(61, 5), (40, 2), (7, 1), (23, 4)], 9, 3)
     together, apart = model(batch), [model(alone(batch, i)) for i in range(4)]
@@ -149,17 +150,23 @@ def test_variants_of_the_loss_add_up_and_padding_changes_nothing(options):
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
-def test_a_pruned_loss_that_prunes_nothing_is_the_full_sum():
+@pytest.mark.parametrize("prune_by", ["ctc", "simple"])
+def test_a_pruned_loss_that_prunes_nothing_is_the_full_sum(prune_by):
     batch = make_batch([(61, 5), (40, 2)])
-    pruned, full = tiny_model(loss="pruned", prune_range=6), tiny_model()
+    pruned, full = tiny_model(loss="pruned", prune_by=prune_by, prune_range=6), tiny_model()
     full.load_state_dict(pruned.state_dict(), strict=False)
     assert pruned(batch)["transducer"].item() == pytest.approx(full(batch)["transducer"].item(), rel=1e-5)
 
 
 def test_the_simple_loss_is_trained_from_the_start():
-    model = tiny_model(loss="pruned", warm_start_hours=0.5).train()
+    model = tiny_model(loss="pruned", prune_by="simple", warm_start_hours=0.5).train()
     losses = model(make_batch([(61, 5), (40, 2)]), hours=0.1)
     assert set(losses) == {"loss", "ctc", "frame", "simple", "weight"}
+
+
+def test_pruning_by_a_ctc_output_that_is_not_trained_is_refused():
+    with pytest.raises(ValueError, match="ctc_weight"):
+        TransducerConfig(loss="pruned", ctc_weight=0.0)
 
 
 def test_the_internal_language_model_does_not_train_the_encoder():

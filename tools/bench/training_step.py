@@ -48,7 +48,12 @@ def main() -> None:
     peers = load_peers("torchaudio", "k2", "fast_rnnt")
     full = {name: partial(all_logits, loss) for name, loss in full_sums(peers).items()}
     modified = {name: loss for name, loss in full.items() if name != "torchaudio"}  # which knows the regular paths only
-    works = [("full", "regular", full), ("full", "modified", modified), ("pruned", "modified", pruned_chains(peers))]
+    works = [
+        ("full sum", {"loss": "full", "topology": "regular"}, full),
+        ("full sum", {"loss": "full", "topology": "modified"}, modified),
+        ("pruned sum", {"loss": "pruned", "prune_by": "simple"}, pruned_chains(peers)),
+        ("pruned sum by CTC", {"loss": "pruned", "prune_by": "ctc"}, {}),
+    ]
     with tempfile.TemporaryDirectory() as folder:
         cuts = noise(Path(folder), config, batches=1 if arguments.quick else 4)
         compared = [compare(config, cuts, *work, turns) for work in works]
@@ -85,10 +90,10 @@ def random_frame_labels(cut: MonoCut, frames: int, speed: float) -> Tensor:
 
 
 def compare(
-    config: ExperimentConfig, cuts: CutSet, loss: str, topology: str, peers: dict[str, Loss], turns: int
+    config: ExperimentConfig, cuts: CutSet, kind: str, model: dict[str, str], peers: dict[str, Loss], turns: int
 ) -> tuple[list[Row], str]:
     """Return the rows of a loss, and a line that tells where the time of our step goes."""
-    config = replace(config, model=replace(config.model, loss=loss, topology=topology))
+    config = replace(config, model=replace(config.model, **model))
     torch.manual_seed(0)
     ours = Transducer(config.model)
     models = {"asrkit": ours, **{name: WithPeer(config.model, criterion) for name, criterion in peers.items()}}
@@ -108,7 +113,7 @@ def compare(
     rows = []
     n, frames = batch.features.shape[:2]
     bf16 = " in bf16" * config.training.bf16
-    work = f"{loss} sum, {topology}{bf16}, N={n} T={frames // 4} U={batch.tokens.shape[1]} V={VOCAB_SIZE}"
+    work = f"{kind}, {config.model.topology}{bf16}, N={n} T={frames // 4} U={batch.tokens.shape[1]} V={VOCAB_SIZE}"
     speed = {name: 3.6e6 * batch.hours / sum(parts.values()) for name, parts in steps.items()}
     for name, result in zip(peers, results, strict=True):
         rows.append(
@@ -143,7 +148,7 @@ class WithPeer(Transducer):
         self.criterion = criterion
 
     def transducer_losses(
-        self, encoder_out: Tensor, lens: Tensor, tokens: Tensor, token_lens: Tensor, warm: bool
+        self, encoder_out: Tensor, _: Tensor, tokens: Tensor, lens: Tensor, token_lens: Tensor, warm: bool
     ) -> dict[str, Tensor]:
         encoder_out, tokens = encoder_out[:, : lens.max()], tokens[:, : token_lens.max()]  # torchaudio insists
         predictor_out, _ = self.predictor(self.with_start(tokens), self.predictor.start(len(tokens)))

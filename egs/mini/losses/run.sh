@@ -3,6 +3,7 @@
 #
 # Options
 #   --stage N, --stop-stage N  stages of ../asr (1, 6)
+#   --losses "full pruned simple"   the full sum; pruned by CTC; pruned by a joiner that only adds logits
 #   --seeds "0 1 2"            seeds of weights, order and augmentation
 #   --work DIR                 where data/, exp/ and RESULTS.md go (this folder)
 #   --processes N              training processes (2)
@@ -11,6 +12,7 @@ set -euo pipefail
 
 stage=1
 stop_stage=6
+losses="full pruned simple"
 seeds="0 1 2"
 work=
 processes=2
@@ -23,12 +25,17 @@ here=$(cd "$(dirname "$0")" && pwd)
 work=${work:-$here}
 cd "$here/../asr"
 
-for seed in $seeds; do # the losses take turns, so that a machine that slows down slows both
-  for loss in full pruned; do
+declare -A loss_options=(
+  [full]="--model.loss full"
+  [pruned]="--model.loss pruned"
+  [simple]="--model.loss pruned --model.prune_by simple"
+)
+for seed in $seeds; do # the losses take turns, so that a machine that slows down slows all
+  for loss in $losses; do
     ../../TEMPLATE/asr.sh --corpus mini --vocab-size "$vocab_size" --by domain --work "$work" \
       --test-sets "test_seen test_unseen" --experiment "$loss-$seed" --processes "$processes" \
       --stage "$stage" --stop-stage "$((stop_stage < 5 ? stop_stage : 5))" --prepare-options "$prepare_options" \
-      --train-options "$train_options --training.seed $seed --model.loss $loss"
+      --train-options "$train_options --training.seed $seed ${loss_options[$loss]}"
   done
 done
 # shellcheck source=tools/setup.sh
