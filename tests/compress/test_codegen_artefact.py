@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from asrkit.compress.codegen import TARGETS, compile_network, load_network, native_target
+from asrkit.compress.codegen import TARGETS, chains, compile_network, load_network, native_target
 from asrkit.compress.codegen import target as targets
 from asrkit.compress.schemes import Scheme, make_mask
 from asrkit.errors import InputError
@@ -64,7 +64,7 @@ def inputs():
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """The folder of the network for each target, made when first asked for."""
+    """The folder of the network for each target, made when first asked for; what can be computed by chunks is."""
     made = {}
     root = tmp_path_factory.mktemp("compiled")
     torch.manual_seed(0)
@@ -73,7 +73,9 @@ def folders(tmp_path_factory):
     def folder(name):
         if name not in made:
             made[name] = root / name
-            compile_network(model, inputs(), made[name], TARGETS[name])
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(chains, "CHUNK", 1)
+                compile_network(model, inputs(), made[name], TARGETS[name])
         return made[name]
 
     return folder

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from asrkit.compress.codegen import chains
 from asrkit.compress.schemes import Scheme, make_mask
 from asrkit.compress.sparsity import conv_groups, prunable_layers
 from asrkit.nn.encoders import Conformer, EncoderConfig
@@ -94,8 +95,10 @@ class Several(nn.Module):
         return tuple(y for network, x in zip(self.networks, inputs, strict=True) for y in network(x))
 
 
+@pytest.mark.parametrize("chunk", [chains.CHUNK, 1])
 @pytest.mark.parametrize("target", ["avx512", "avx2", "portable"], indirect=True)
-def test_random_networks_give_what_torch_gives(target, check):
+def test_random_networks_give_what_torch_gives(target, chunk, check, monkeypatch):
+    monkeypatch.setattr(chains, "CHUNK", chunk)
     first = 10 * target.vector_bytes  # each has networks of its own
     networks = [Random(first + i) for i in range(3)]
     check(Several(networks), *(network.example for network in networks), target=target)

@@ -98,7 +98,7 @@ def activations(m, x):
     yield from (x.relu(), F.relu6(4 * x), x.sigmoid(), F.silu(x), x.tanh(), x.exp(), x.erf(), positive.sqrt())
     yield from (positive.rsqrt(), positive.reciprocal(), -x, x.abs(), F.hardsigmoid(3 * x), F.hardswish(3 * x))
     yield from (F.leaky_relu(x, 0.1), m.p(x), F.elu(x, 0.7), F.gelu(x), F.gelu(x, approximate="tanh"), F.hardtanh(x))
-    yield from (positive.log(), F.logsigmoid(5 * x))
+    yield from (positive.log(), F.logsigmoid(5 * x), F.glu(x[..., :36]), F.glu(x[:, :2], 1))
 
 
 @group((1, 3, 37), (1, 3, 1), (37,))

@@ -6,6 +6,7 @@ from math import prod
 import numpy as np
 
 from asrkit.compress.codegen import views, winograd
+from asrkit.compress.codegen.chains import Chain
 from asrkit.compress.codegen.expressions import c_expression
 from asrkit.compress.codegen.graph import IDENTITY
 from asrkit.compress.codegen.kernels import Kernels, Shape
@@ -67,7 +68,11 @@ def checksum(body: bytes) -> int:
 
 
 class Emitter:
-    """Writes the functions of a plan; `texts` are the steps', `packed` what became of each product."""
+    """Writes the functions of a plan.
+
+    `texts` are the functions, `run` the names of those that make up the network, one for each step or chain, and
+    `packed` is what became of each product.
+    """
 
     def __init__(self, plan: Plan, target: Target) -> None:
         self.target = target
@@ -76,12 +81,22 @@ class Emitter:
         self.packed: dict[int, Packed] = {}
         self.constants = {}
         self.texts = []
+        self.run = []
+        chains = {i: chain for chain in plan.chains for i in range(chain.first, chain.last + 1)}
         for i, step in enumerate(plan.steps):
             self.step = i
-            body = getattr(self, f"_{type(step).__name__.lower()}")(step)
-            text = "\n".join(f"  {line}" for line in body)
-            comment = f"/* {step.path}: {type(step).__name__.lower()} */"
-            self.texts.append(f"{comment}\nSTEP(step_{i}) {{\n{text}\n}}\n")
+            comment = f"/* {step.path}: {type(step).__name__.lower()} */\n"
+            write = getattr(self, f"_{type(step).__name__.lower()}")
+            if chain := chains.get(i):
+                self.texts.append(comment + _function(f"PART(part_{i})", write(step, chain)))
+                self.texts.append(_function(f"STEP(step_{i})", _parts(range(i, i + 1), chain.chunks)))
+                if i == chain.last:
+                    parts = ["PARALLEL", *_parts(range(chain.first, i + 1), chain.chunks)]
+                    self.texts.append(_function(f"STEP(chain_{i})", parts))
+                    self.run.append(f"chain_{i}")
+            else:
+                self.texts.append(comment + _function(f"STEP(step_{i})", write(step)))
+                self.run.append(f"step_{i}")
 
     # --- pointers
 
@@ -107,34 +122,25 @@ class Emitter:
 
     # --- products
 
-    def _product(self, step: Product) -> list[str]:
+    def _product(self, step: Product, chain: Chain | None = None) -> list[str]:
+        """Return a product at all pixels, or at those of one `chunk` of a chain."""
         packed = self.packed[self.step] = pack(step, self.target)
         rows, order = packed.rows, packed.order
         blocks = len(packed.counts)
         padded = np.zeros(blocks * rows, np.float32)
         padded[: len(order)] = step.bias[order]
-        heights = np.minimum(rows, len(order) - np.arange(blocks) * rows)
-        if packed.kernel == "vector":
-            sizes = packed.counts[:, 0] * rows
-        elif packed.kernel == "masked":
-            bits = np.array([bin(n).count("1") for n in range(1, packed.counts.shape[1] + 1)])
-            sizes = np.where(heights == rows, packed.counts @ bits, packed.counts[:, 0] * heights)
-        else:
-            sizes = packed.counts[:, 0] * heights
-        first_column = np.cumsum([0, *packed.counts.sum(axis=1)[:-1]])
-        first_weight = np.cumsum([0, *sizes[:-1]])
-        table = np.column_stack([first_column, first_weight, packed.counts])
+        table = _block_table(packed)
         backwards = len(self.packed) % 2 == 0  # to begin with what the product before has left in the cache
-        call = self._call(step, packed, backwards)
-        width = table.shape[1]
+        call = self._call(step, packed, backwards, chain)
         lines = [
-            f"const float *x = {self.pointer(step.x, step.start)};",
-            f"float *y = {self.pointer(step.out.buffer, step.out.offset)};",
+            f"const float *x = {self._at(step.x, step.start, chain)};",
+            f"float *y = {self._at(step.out.buffer, step.out.offset, chain)};",
             f"const int *blocks = {self.table(table)};",
             f"const int *columns = {self.table(packed.columns)};",
             f"const float *w = {self.array(packed.weights)};",
             f"const float *bias = {self.array(padded)};",
         ]
+        width = table.shape[1]
         if packed.kernel == "vector":
             lines += [
                 "PARALLEL",
@@ -143,12 +149,34 @@ class Emitter:
             ]
             lines += ["  " + call(rows, 1, f"b * {rows}", "0"), "}"]
             return lines
-        lines.insert(5, f"const int *rows = {self.table(step.rows[order])};")
-        vectors = -(-step.pixels // self.target.lanes)
+        lines.append(f"const int *rows = {self.table(step.rows[order])};")
+
+        def tiles(vectors: int) -> list[str]:
+            return self._tiles(packed, vectors, width, backwards, call)
+
+        if chain is None:
+            return [*lines, "PARALLEL", *tiles(-(-step.pixels // self.target.lanes))]
+        lines.insert(0, _first_pixel(chain))
+        if chain.large == chain.chunks:
+            return [*lines, *tiles(chain.most)]
+        fewer = ["} else {", *tiles(chain.most - 1), "}"]
+        return [*lines, f"if (chunk < {chain.large}) {{", *tiles(chain.most), *fewer]
+
+    def _at(self, buffer: Buffer, start: int, chain: Chain | None, stride: int = 1) -> str:
+        """Return C for a pointer to the first pixel that a function computes; pixels lie a stride apart."""
+        pointer = self.pointer(buffer, start)
+        if chain is None:
+            return pointer
+        return f"({pointer} + {f'PLACE(chunk) * {buffer.apart}' if buffer.apart else f'first * {stride}'})"
+
+    def _tiles(
+        self, packed: Packed, vectors: int, width: int, backwards: bool, call: Callable[[int, int, str, str], str]
+    ) -> list[str]:
+        """Return a loop over tiles of so many vectors of pixels; `width` is that of the table of blocks."""
+        rows = packed.rows
         tiles = -(-vectors // self.target.tiles[rows])
         most, large = -(-vectors // tiles), vectors % tiles or tiles
-        full, rest = divmod(len(order), rows)
-        step_of = f"{self.target.lanes}"
+        full, rest = divmod(len(packed.order), rows)
         body: list[str] = []
         for vectors_here, condition in ((most, f"tile < {large}"), (most - 1, "1")):
             if vectors_here and (vectors_here == most or large < tiles):
@@ -160,26 +188,26 @@ class Emitter:
                     body.append(f"    const int *block = blocks + {full * width};")
                     body.append("    " + call(rest, vectors_here, f"{full * rows}", "p"))
                 body += ["    continue;", "  }"]
-        lines += [
-            "PARALLEL",
+        return [
             f"for (int n = 0; n < {tiles}; ++n) {{",
             f"  const int tile = {f'{tiles - 1} - n' if backwards else 'n'};",
-            f"  const int p = (tile * {most - 1} + (tile < {large} ? tile : {large})) * {step_of};",
+            f"  const int p = (tile * {most - 1} + (tile < {large} ? tile : {large})) * LANES;",
             *body,
             "}",
         ]
-        return lines
 
-    def _call(self, step: Product, packed: Packed, backwards: bool) -> Callable[[int, int, str, str], str]:
+    def _call(
+        self, step: Product, packed: Packed, backwards: bool, chain: Chain | None
+    ) -> Callable[[int, int, str, str], str]:
         """Return what gives C for the call of a kernel on a block: rows, vectors, first row, first pixel."""
         operands = []
         for operand in step.operands:
-            base = self.pointer(operand.buffer, operand.start)
             if packed.kernel == "vector":
-                operands.append((False, base, None))
+                operands.append((False, self.pointer(operand.buffer, operand.start), None))
             else:
+                base = self._at(operand.buffer, operand.start, None if operand.per_row else chain)
                 operands.append((operand.per_row, base, self.table(operand.offsets[packed.order])))
-        far = step.x.size * 4 > PREFETCHED and packed.kernel != "vector"
+        far = chain is None and step.x.size * 4 > PREFETCHED and packed.kernel != "vector"
         prefetch = (-1 if backwards else 1) * far
         single = step.pixels == 1 and packed.kernel != "vector"
 
@@ -213,14 +241,35 @@ class Emitter:
             pointers = [f"{p} + i{depth} * {s}" if s else p for p, s in zip(pointers, strides, strict=True)]
         return lines, pointers
 
-    def _elementwise(self, step: Elementwise) -> list[str]:
-        nest = list(views.loops([step.out, *step.inputs])) or [(1, (1,) * (len(step.inputs) + 1))]
-        if lines := self._transposed(step, nest):
+    def _elementwise(self, step: Elementwise, chain: Chain | None = None) -> list[str]:
+        """Return loops over all elements, or over those of one `chunk` of a chain."""
+        if chain is None:
+            nest = step.nest or [(1, (1,) * (len(step.inputs) + 1))]
+            return self._each(step, nest, [self.pointer(view.buffer, view.offset) for view in (step.out, *step.inputs)])
+        _, strides = step.nest[step.along]
+        pointers = [
+            self._at(view.buffer, view.offset, chain, stride)
+            for view, stride in zip((step.out, *step.inputs), strides, strict=True)
+        ]
+
+        def pixels(count: int) -> list[str]:
+            nest = [(count if i == step.along else n, s) for i, (n, s) in enumerate(step.nest)]
+            return self._each(step, nest, pointers)
+
+        lanes, last = self.target.lanes, chain.chunks - 1
+        cases = [(f"chunk == {last}", chain.last_pixels), (f"chunk < {chain.large}", chain.most * lanes)]
+        if chain.large < last:
+            cases.append(("1", (chain.most - 1) * lanes))
+        lines = [_first_pixel(chain)]
+        for i, (condition, count) in enumerate(cases):
+            lines += [f"{'else ' * (i > 0)}if ({condition}) {{", *pixels(count), "}"]
+        return lines
+
+    def _each(self, step: Elementwise, nest: Sequence[tuple[int, tuple[int, ...]]], pointers: list[str]) -> list[str]:
+        if lines := self._transposed(step, nest, pointers):
             return lines
         (*outer, (length, strides)) = nest
-        lines, pointers = self._nest(
-            outer, [self.pointer(view.buffer, view.offset) for view in (step.out, *step.inputs)]
-        )
+        lines, pointers = self._nest(outer, pointers)
         lines.append(f"float *y = {pointers[0]};")
         lines += [f"const float *x{i} = {p};" for i, p in enumerate(pointers[1:])]
         room = step.room and self._room(step.out, [stride[0] for _, stride in outer], length) and strides[0] == 1
@@ -242,14 +291,16 @@ class Emitter:
             lines.append(f"{{ const int j = {full}; {set_vector(length - full)} }}")
         return [*lines, *"}" * len(outer)]
 
-    def _transposed(self, step: Elementwise, nest: Sequence[tuple[int, tuple[int, ...]]]) -> list[str]:
+    def _transposed(
+        self, step: Elementwise, nest: Sequence[tuple[int, tuple[int, ...]]], pointers: list[str]
+    ) -> list[str]:
         """Return a copy between two orders of dimensions as transpositions of matrices, or nothing if it is none."""
         *outer, (columns, strides) = nest
         rows = next((loop for loop in outer if loop[1][1:] == (1,)), None)
         if step.expression != IDENTITY or strides[0] != 1 or rows is None or min(rows[0], columns) < self.target.lanes:
             return []
         outer.remove(rows)
-        lines, (y, x) = self._nest(outer, [self.pointer(view.buffer, view.offset) for view in (step.out, *step.inputs)])
+        lines, (y, x) = self._nest(outer, pointers)
         sizes = f"{rows[1][0]}, {x}, {strides[1]}, {rows[0]}, {columns}"
         return [*lines, f"{self.kernels.transposition()}({y}, {sizes});", *"}" * len(outer)]
 
@@ -431,6 +482,38 @@ class Emitter:
                 r += block
             first += here
         return [*lines, *"}" * (len(list(views.loops(batch))))]
+
+
+def _function(head: str, body: Sequence[str]) -> str:
+    text = "\n".join(f"  {line}" for line in body)
+    return f"{head} {{\n{text}\n}}\n"
+
+
+def _first_pixel(chain: Chain) -> str:
+    before = f"chunk * {chain.most - 1} + (chunk < {chain.large} ? chunk : {chain.large})"
+    return f"const int first UNUSED = ({before}) * LANES;"
+
+
+def _parts(steps: Sequence[int], chunks: int) -> list[str]:
+    """Return the loop over the chunks of steps."""
+    calls = " ".join(f"part_{i}(weights, work, inputs, outputs, chunk);" for i in steps)
+    return [f"for (int chunk = 0; chunk < {chunks}; ++chunk) {{ {calls} }}"]
+
+
+def _block_table(packed: Packed) -> np.ndarray:
+    """Return where the columns and the weights of each block begin, and its counts of columns."""
+    rows, blocks = packed.rows, len(packed.counts)
+    heights = np.minimum(rows, len(packed.order) - np.arange(blocks) * rows)
+    if packed.kernel == "vector":
+        sizes = packed.counts[:, 0] * rows
+    elif packed.kernel == "masked":
+        bits = np.array([bin(n).count("1") for n in range(1, packed.counts.shape[1] + 1)])
+        sizes = np.where(heights == rows, packed.counts @ bits, packed.counts[:, 0] * heights)
+    else:
+        sizes = packed.counts[:, 0] * heights
+    first_column = np.cumsum([0, *packed.counts.sum(axis=1)[:-1]])
+    first_weight = np.cumsum([0, *sizes[:-1]])
+    return np.column_stack([first_column, first_weight, packed.counts])
 
 
 def _only(factors: views.Factors) -> tuple[int, int]:

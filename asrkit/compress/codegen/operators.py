@@ -445,6 +445,13 @@ def _split(t, path, shape, x, dim=0, split_size=None, split_sizes=None, *, name)
     return [_sliced(t, path, x, dim, start, start + n) for start, n in zip(starts, sizes, strict=True)]
 
 
+@handles("glu")
+def _glu(t, path, shape, x, dim=-1):
+    dim %= len(shape)
+    halves = [_sliced(t, path, x, dim, start, start + shape[dim]) for start in (0, shape[dim])]
+    return t.map(("mul", A, ("sigmoid", B)), halves, shape, path)
+
+
 @handles("pixel_shuffle")
 def _pixel_shuffle(t, path, shape, x, upscale_factor):
     r, (n, c, h, w) = upscale_factor, shape

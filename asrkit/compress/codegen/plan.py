@@ -6,13 +6,15 @@ kernel position is nothing but an offset, the same for all pixels.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
+from typing import Any
 
 import numpy as np
 
 from asrkit.compress.codegen import views
+from asrkit.compress.codegen.chains import Chain, chain
 from asrkit.compress.codegen.graph import IDENTITY, Graph, Op
 from asrkit.compress.codegen.steps import (
     Clear,
@@ -35,6 +37,7 @@ from asrkit.compress.codegen.target import Target
 from asrkit.compress.codegen.views import Buffer, View
 from asrkit.compress.codegen.winograd import best_tiling
 
+ALIGNMENT = 16  # floats
 PAGE = 1024  # floats; channels that lie a multiple of this apart would share their place in the first cache
 WASTE = 0.7  # of the vectors, that kernel positions copied side by side have to save to be worth it
 
@@ -47,6 +50,7 @@ class Plan:
     inputs: list[View]
     outputs: list[View]
     workspace: int
+    chains: list[Chain]
 
 
 def plan(graph: Graph, target: Target, states: Sequence[tuple[int, int]] = ()) -> Plan:
@@ -59,8 +63,9 @@ def plan(graph: Graph, target: Target, states: Sequence[tuple[int, int]] = ()) -
         first = Planner(graph, target, {})
         orders = {i: _order(first.final[o]) for i, o in states}
     planner = Planner(graph, target, orders, dict((o, i) for i, o in states))
-    size = allocate(planner.steps)
-    return Plan(planner.steps, planner.inputs, planner.outputs, size)
+    chains = chain(planner.steps, target)
+    size = allocate(planner.steps, chains)
+    return Plan(planner.steps, planner.inputs, planner.outputs, size, chains)
 
 
 def _order(view: View) -> list[int]:
@@ -558,16 +563,44 @@ def _turned(view: View) -> View:
     return View(view.buffer, view.offset, (*view.dims[:-2], view.dims[-1], view.dims[-2]))
 
 
-def allocate(steps: Sequence[Step], alignment: int = 16) -> int:
+def allocate(steps: Sequence[Step], chains: Sequence[Chain] = ()) -> int:
     """Give each buffer of the workspace a place that nothing else needs while it does; return the size of all.
 
-    The largest come first, each to the lowest place that is free.
+    The steps of a chain take turns: what they read and write lives as long as the chain. What holds a chunk of the
+    pixels has its place in a frame, of which there is one for each chunk.
     """
-    lives: dict[Buffer, list[int]] = {}
+    lives = _lives(steps, lambda buffer: not buffer.apart)
+    frames = []
+    for found in chains:
+        members = steps[found.first : found.last + 1]
+        inside = _lives(members, lambda buffer: buffer.apart)
+        apart = _up(_place(inside), ALIGNMENT)
+        frame = Buffer("workspace", found.chunks * apart)
+        frames.append((frame, apart, inside))
+        lives[frame] = (found.first, found.last)
+        for buffer in _lives(members, lambda buffer: not buffer.apart):
+            first, last = lives[buffer]
+            lives[buffer] = (min(first, found.first), max(last, found.last))
+    size = _place(lives)
+    for frame, apart, inside in frames:
+        for buffer in inside:
+            buffer.start += frame.start
+            buffer.apart = apart
+    return size
+
+
+def _lives(steps: Sequence[Step], which: Callable[[Buffer], Any]) -> dict[Buffer, tuple[int, int]]:
+    """Return the first and the last step that touches each buffer of the workspace."""
+    lives: dict[Buffer, tuple[int, int]] = {}
     for i, step in enumerate(steps):
         for buffer in (*step.read, step.out.buffer):
-            if buffer.kind == "workspace":
-                lives.setdefault(buffer, [i, i])[1] = i
+            if buffer.kind == "workspace" and which(buffer):
+                lives[buffer] = lives.get(buffer, (i, i))[0], i
+    return lives
+
+
+def _place(lives: Mapping[Buffer, tuple[int, int]]) -> int:
+    """Place buffers by the steps they live from and to, the largest first, each as low as is free; return the size."""
     placed: list[Buffer] = []
     for buffer in sorted(lives, key=lambda buffer: -buffer.size):
         first, last = lives[buffer]
@@ -575,6 +608,6 @@ def allocate(steps: Sequence[Step], alignment: int = 16) -> int:
         for other in sorted(others, key=lambda other: other.start):
             if other.start >= buffer.start + buffer.size:
                 break
-            buffer.start = max(buffer.start, _up(other.start + other.size, alignment))
+            buffer.start = max(buffer.start, _up(other.start + other.size, ALIGNMENT))
         placed.append(buffer)
     return max((buffer.start + buffer.size for buffer in placed), default=0)

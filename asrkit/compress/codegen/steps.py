@@ -5,6 +5,7 @@ from typing import Literal
 
 import numpy as np
 
+from asrkit.compress.codegen import views
 from asrkit.compress.codegen.graph import IDENTITY, Expression
 from asrkit.compress.codegen.views import Buffer, Factors, View
 
@@ -144,6 +145,16 @@ class Elementwise(Step):
     inputs: list[View]
     room: bool = True
     """Whether what follows a row of `out` in memory is written later, if at all."""
+    along: int | None = None
+    """In a chain, which dimension goes along the pixels; each is one loop then."""
+
+    @property
+    def nest(self) -> list[tuple[int, tuple[int, ...]]]:
+        """Its loops, outermost first: length, and the step of `out` and of each input."""
+        if self.along is None:
+            return list(views.loops([self.out, *self.inputs]))
+        dims = zip(*(view.dims for view in (self.out, *self.inputs)), strict=True)
+        return [(factors[0][0][0], tuple(stride for ((_, stride),) in factors)) for factors in dims]
 
     @property
     def read(self) -> list[Buffer]:

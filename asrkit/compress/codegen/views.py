@@ -25,6 +25,8 @@ class Buffer:
     """Where it lies in the workspace, in floats."""
     array: np.ndarray | None = None
     """What a constant holds."""
+    apart: int = 0
+    """Of one that holds a chunk of the pixels: floats from a chunk's place to the next one's, if each has its own."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ vocab_size=500
 # shellcheck source=tools/parse_options.sh
 source "$(dirname "$0")/../../../tools/parse_options.sh"
 here=$(cd "$(dirname "$0")" && pwd)
-work=${work:-$here}
+work=${work:-../losses} # seen from ../asr
 cd "$here/../asr"
 
 declare -A loss_options=(

@@ -5,18 +5,22 @@
 @prelude@
 #ifdef _OPENMP
 #define PARALLEL _Pragma("omp parallel for")
+#define PLACE(chunk) (chunk)
 #else
 #define PARALLEL
+#define PLACE(chunk) 0 /* still in the cache from the chunk before */
 #endif
 #define UNUSED __attribute__((unused))
-#define STEP(name)                                                                                                    \
-  static void name(const unsigned char *weights UNUSED, float *work UNUSED, const float *const *inputs UNUSED,        \
-                   float *const *outputs UNUSED)
+#define ARGUMENTS                                                                                                     \
+  const unsigned char *weights UNUSED, float *work UNUSED, const float *const *inputs UNUSED,                         \
+      float *const *outputs UNUSED
+#define STEP(name) static NOINLINE void name(ARGUMENTS)
+#define PART(name) static NOINLINE void name(ARGUMENTS, int chunk)
 
 @kernels@
 @steps@
-typedef void step_function(const unsigned char *, float *, const float *const *, float *const *);
-static step_function *const steps[] = {@table@};
+typedef void step_function(ARGUMENTS);
+static step_function *const steps[] = {@table@}, *const stages[] = {@run@};
 
 int @name@_check(const void *weights, unsigned long long bytes) {
   const unsigned char *p = (const unsigned char *)weights;
@@ -36,5 +40,5 @@ void @name@_run_step(int i, const void *weights, float *work, const float *const
 }
 
 void @name@_run(const void *weights, float *work, const float *const *inputs, float *const *outputs) {
-  for (int i = 0; i < @count@; ++i) @name@_run_step(i, weights, work, inputs, outputs);
+  for (int i = 0; i < @stages@; ++i) stages[i]((const unsigned char *)weights, work, inputs, outputs);
 }

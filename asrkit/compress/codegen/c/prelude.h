@@ -6,12 +6,13 @@
 typedef float vf __attribute__((vector_size(VECTOR_BYTES)));
 typedef int vi __attribute__((vector_size(VECTOR_BYTES)));
 typedef float vf_anywhere __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
-#define NOINLINE __attribute__((noinline))
 #ifdef __clang__
+#define NOINLINE __attribute__((noinline))
 #define ROLLED _Pragma("nounroll")
 #define UNROLLED _Pragma("unroll 4")
 #define v_shuffle __builtin_shufflevector
 #else
+#define NOINLINE __attribute__((noipa)) /* GCC 12 takes some functions that write vectors for pure, and drops the calls */
 #define UNROLLED _Pragma("GCC unroll 4")
 #define v_shuffle(a, b, ...) __builtin_shuffle(a, b, (vi){__VA_ARGS__})
 #define ROLLED _Pragma("GCC unroll 1") /* all rows of all pictures written out would be a lot of code */
@@ -39,8 +40,8 @@ INLINE vf v_abs(vf x) { return (vf)((vi)x & 0x7fffffff); }
 INLINE vf v_exp(vf x) {
   vi tiny = x < v_splat(-87.0f); /* numbers below the smallest normal one would take a hundred times as long */
   x = v_min(v_max(x, v_splat(-87.0f)), v_splat(88.3f));
-  vf rounder = v_splat(12582912.0f); /* 1.5 * 2^23: the sum has no digits behind the point */
-  vf n = (x * 1.44269504f + rounder) - rounder;
+  vf rounder = v_splat(12582912.0f); /* 1.5 * 2^23: the sum has no digits behind the point, and ends with the whole */
+  vf sum = x * 1.44269504f + rounder, n = sum - rounder;
   vf r = x - n * 0.693359375f + n * 2.12194440e-4f;
   vf p = v_splat(1.9875691500e-4f);
   p = p * r + 1.3981999507e-3f;
@@ -49,12 +50,13 @@ INLINE vf v_exp(vf x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  return v_choose(tiny, v_splat(0.0f), p * (vf)((__builtin_convertvector(n, vi) + 127) << 23));
+  return v_choose(tiny, v_splat(0.0f), p * (vf)(((vi)sum - (vi)rounder + 127) << 23));
 }
 /* log: the exponent times log(2), and a polynomial of the rest, from sqrt(1/2) to sqrt(2) (Cephes' coefficients). */
 INLINE vf v_log(vf x) {
   vi bits = (vi)v_max(x, v_splat(1.17549435e-38f)); /* the smallest normal number */
-  vf m = (vf)((bits & 0x7fffff) | 0x3f000000), n = __builtin_convertvector((bits >> 23) - 126, vf);
+  vf rounder = v_splat(12582912.0f), m = (vf)((bits & 0x7fffff) | 0x3f000000);
+  vf n = (vf)((vi)rounder + ((bits >> 23) - 126)) - rounder;
   vi small = m < v_splat(0.707106781f);
   n = v_choose(small, n - 1.0f, n);
   m = v_choose(small, m + m, m) - 1.0f;
