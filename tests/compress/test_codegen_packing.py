@@ -43,9 +43,11 @@ def pruned(shape, scheme, ratio, seed=0):
 def multiplied(packed, x, rows):
     """Return the product with x, a value for each offset, as the kernels compute it, row after row."""
     columns, weights = iter(packed.columns), iter(packed.weights)
-    result = np.zeros(-(-rows // packed.rows) * packed.rows)
-    for block, counts in enumerate(packed.counts):
-        height = packed.rows if packed.kernel == "vector" else min(packed.rows, rows - block * packed.rows)
+    vector = packed.kernel == "vector"
+    blocks = packed.counts.reshape(-1, 1) if vector else packed.counts
+    result = np.zeros(-(-rows // packed.rows) * packed.rows + len(blocks) * packed.rows)
+    for block, counts in enumerate(blocks):
+        height = packed.rows if vector else min(packed.rows, rows - block * packed.rows)
         masked = packed.kernel == "masked" and height == MASKED_ROWS
         for n, count in enumerate(counts, 1):
             members = [r for r in range(height) if n >> r & 1] if masked else range(height)
@@ -90,6 +92,16 @@ def test_the_kernel_fits_the_mask(name):
     sparse = pruned(shape, "unstructured", 0.9)
     assert pack(product(sparse), target).stored == np.count_nonzero(sparse)
     assert pack(product(sparse, pixels=1), target).kernel == "vector"
+
+
+@pytest.mark.parametrize(
+    ("scheme", "rows"), [("punched 4x1", 4), ("punched 8x1", 8), ("punched 16x1", 16), ("dense", 16)]
+)
+def test_for_one_pixel_blocks_keep_their_columns(scheme, rows):
+    weight = pruned((64, 32, 3, 3), scheme, 0.8)
+    packed = pack(product(weight, pixels=1), TARGETS["avx512"])
+    assert (packed.kernel, packed.rows, packed.stored) == ("vector", rows, np.count_nonzero(weight))
+    assert packed.counts.shape == (64 // 16, 16 // rows)
 
 
 @pytest.mark.parametrize("scheme", ["punched 4x1", "punched 8x1", "filter", "channel"])

@@ -127,7 +127,7 @@ class Emitter:
         packed = self.packed[self.step] = pack(step, self.target)
         rows, order = packed.rows, packed.order
         blocks = len(packed.counts)
-        padded = np.zeros(blocks * rows, np.float32)
+        padded = np.zeros(blocks * (self.target.lanes if packed.kernel == "vector" else rows), np.float32)
         padded[: len(order)] = step.bias[order]
         table = _block_table(packed)
         backwards = len(self.packed) % 2 == 0  # to begin with what the product before has left in the cache
@@ -147,7 +147,8 @@ class Emitter:
                 f"for (int b = 0; b < {blocks}; ++b) {{",
                 f"  const int *block = blocks + b * {width};",
             ]
-            lines += ["  " + call(rows, 1, f"b * {rows}", "0"), "}"]
+            lanes = self.target.lanes
+            lines += ["  " + call(rows, lanes // rows, f"b * {lanes}", "0"), "}"]
             return lines
         lines.append(f"const int *rows = {self.table(step.rows[order])};")
 
@@ -505,7 +506,7 @@ def _block_table(packed: Packed) -> np.ndarray:
     rows, blocks = packed.rows, len(packed.counts)
     heights = np.minimum(rows, len(packed.order) - np.arange(blocks) * rows)
     if packed.kernel == "vector":
-        sizes = packed.counts[:, 0] * rows
+        sizes = packed.counts.sum(axis=1) * rows
     elif packed.kernel == "masked":
         bits = np.array([bin(n).count("1") for n in range(1, packed.counts.shape[1] + 1)])
         sizes = np.where(heights == rows, packed.counts @ bits, packed.counts[:, 0] * heights)

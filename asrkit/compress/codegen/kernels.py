@@ -166,18 +166,39 @@ def _masked(name: str, shape: Shape) -> str:
 
 
 def _vector(name: str, shape: Shape) -> str:
-    """For one pixel, the rows of the block fill a vector; four columns at a time keep the units busy."""
-    parts = 4
-    lines = [
-        _signature(name, shape),
-        "  vf a0 = v_load(bias), a1 = v_splat(0.0f), a2 = a1, a3 = a1;",
-        "  int k = counts[0];",
+    """For one pixel, rows fill a vector, or parts of it that have columns of their own; several columns at a time keep
+    the units busy."""
+    parts, rows = shape.vectors, shape.rows
+    at_once = 4 if parts == 1 else 8
+    sums = [f"a{i}" for i in range(at_once)]
+    kind = "vf" if parts == 1 else f"vf{rows}"
+    products = " ".join(
+        f"{a} += *(const {kind}_anywhere *)(w + {i * rows}) * x[columns[{i}]];" for i, a in enumerate(sums)
+    )
+    loop = [
+        f"  {kind} {', '.join(f'{a} = {{0}}' for a in sums)};",
+        f"  for (; k >= {at_once}; k -= {at_once}, columns += {at_once}, w += {at_once * rows}) {{",
+        f"    __builtin_prefetch(w + {AHEAD});\n    {products}\n  }}",
+        f"  for (; k > 0; --k, w += {rows}) a0 += *(const {kind}_anywhere *)w * x[*columns++];",
     ]
-    products = " ".join(f"a{i} += v_load(w + {i} * LANES) * x[columns[{i}]];" for i in range(parts))
-    lines.append(f"  for (; k >= {parts}; k -= {parts}, columns += {parts}, w += {parts} * LANES) {{")
-    lines.append(f"    __builtin_prefetch(w + {AHEAD});\n    {products}\n  }}")
-    lines.append("  for (; k > 0; --k, w += LANES) a0 += v_load(w) * x[*columns++];")
-    inputs = ["((a0 + a1) + (a2 + a3))", *(f"v_load(e{i})" for i in range(len(shape.per_row)))]
+    while len(sums) > 1:
+        sums = [f"({a} + {b})" for a, b in zip(sums[::2], sums[1::2], strict=True)]
+    lines = [_signature(name, shape)]
+    if parts == 1:
+        lines += ["  int k = counts[0];", *loop, f"  vf sum = v_load(bias) + {sums[0]};"]
+    else:
+        lines += [
+            f"  typedef float {kind} __attribute__((vector_size({4 * rows})));",
+            f"  typedef float {kind}_anywhere __attribute__((vector_size({4 * rows}), aligned(4), may_alias));",
+            "  vf sum = v_load(bias);",
+            f"  for (int part = 0; part < {parts}; ++part) {{",
+            "  int k = counts[part];",
+            *loop,
+            f"  const {kind} total = {sums[0]};",
+            f"  for (int i = 0; i < {rows}; ++i) sum[part * {rows} + i] += total[i];",
+            "  }",
+        ]
+    inputs = ["sum", *(f"v_load(e{i})" for i in range(len(shape.per_row)))]
     lines += [f"  v_store(y, {c_expression(shape.epilogue, inputs)});", "}"]
     return "\n".join([*lines, ""])
 

@@ -18,6 +18,7 @@ MASKED_ROWS = 4  # rows of a block whose columns are grouped by which of the row
 # In the unit of `choose`, products of vectors: beginning and ending a block, and loading a vector of pixels, which
 # comes from the second cache or lies across the lines of the first.
 BLOCK_COST, LOAD_COST = 12.0, 2.5
+LEAST_ROWS, LOAD_PART = 4, 0.25  # of the vector kernel: rows of a block; what a pixel costs, in vectors of weights
 
 
 @dataclass
@@ -26,11 +27,13 @@ class Packed:
 
     kernel: Literal["shared", "masked", "vector"]
     rows: int
-    """Rows of a block; the last `len(order) % rows` make a block of their own, but for the vector kernel."""
+    """Rows that share their columns, a block; the last `len(order) % rows` make a block of their own. For the vector
+    kernel, as many blocks as fill a vector count as one, and the last is filled with zeros."""
     order: np.ndarray
     """(O,) which row comes when."""
     counts: np.ndarray
-    """(blocks, 1) columns of each block; for the masked kernel (blocks, 15), by the set of rows."""
+    """(blocks, 1) columns of each block; for the masked kernel (blocks, 15), by the set of rows; for the vector kernel
+    (vectors of rows, blocks of each)."""
     columns: np.ndarray
     """Offsets into the input, of all blocks one after another, int32."""
     weights: np.ndarray
@@ -44,7 +47,7 @@ class Packed:
 def pack(step: Product, target: Target) -> Packed:
     """Choose the kernel, the size of blocks and the order of rows that should take least."""
     if step.pixels == 1 and len(step.columns) == 1:
-        return _pack(step, "vector", target.lanes, np.arange(len(step.weight)))
+        return _pack_vectors(step, _rows_of_vectors(step.weight != 0, target), target.lanes)
     _, *chosen = choose(step.weight != 0, len(step.columns), step.pixels, target)
     return _pack(step, *chosen)
 
@@ -104,14 +107,43 @@ def _blocks(used: np.ndarray, rows: int) -> Iterator[np.ndarray]:
         yield used[first : first + rows]
 
 
+def _rows_of_vectors(used: np.ndarray, target: Target) -> int:
+    """Return how many rows should share their columns where there is one pixel: those of a vector, or of a part of it.
+
+    The weights are read once only, so they cost by their number, and each load of a pixel a quarter of a vector.
+    """
+    used = np.pad(used, ((0, -len(used) % target.lanes), (0, 0)))
+
+    def cost(rows: int) -> float:
+        return _apart(used, rows).any(axis=1).sum() * (rows / target.lanes + LOAD_PART)
+
+    return min((n for n in (target.lanes, target.lanes // 2, target.lanes // 4) if n >= LEAST_ROWS), key=cost)
+
+
+def _apart(matrix: np.ndarray, rows: int) -> np.ndarray:
+    """Return a matrix (O, K) as blocks (O / rows, rows, K)."""
+    return matrix.reshape(len(matrix) // rows, rows, matrix.shape[1])
+
+
+def _pack_vectors(step: Product, rows: int, lanes: int) -> Packed:
+    weight = np.pad(step.weight, ((0, -len(step.weight) % lanes), (0, 0)))
+    blocks = [(block, np.flatnonzero(block.any(axis=0))) for block in _apart(weight, rows)]
+    return Packed(
+        "vector",
+        rows,
+        np.arange(len(step.weight)),
+        np.array([len(found) for _, found in blocks], np.int32).reshape(-1, lanes // rows),
+        np.concatenate([step.columns[0][found] for _, found in blocks]).astype(np.int32),
+        np.concatenate([block[:, found].T.ravel() for block, found in blocks]).astype(np.float32),
+    )
+
+
 def _pack(step: Product, kernel: str, rows: int, order: np.ndarray) -> Packed:
     weight = step.weight[order]
     groups = order // (len(order) // len(step.columns))
     counts, columns, weights = [], [], []
     for first in range(0, len(order), rows):
         block = weight[first : first + rows]
-        if kernel == "vector" and len(block) < rows:
-            block = np.pad(block, ((0, rows - len(block)), (0, 0)))
         offsets = step.columns[groups[first]]
         used = block != 0
         if kernel == "masked" and len(block) == MASKED_ROWS:
