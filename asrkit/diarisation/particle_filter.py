@@ -103,8 +103,9 @@ def known_speakers(embeddings: np.ndarray, labels: np.ndarray) -> Speakers:
 class OnlineFilter:
     """Follow a recording cell by cell; each cell is decided as soon as it ended `config.lag` seconds ago.
 
-    What is decided does not depend on how the cells are portioned. Speakers are numbered as in `speakers`, then
-    by the order in which they are first decided on.
+    What is decided does not depend on how the cells are portioned. Speakers are numbered as in `speakers`, then by the
+    order in which they are first decided on. If others may speak too, a voice keeps the number of whom it is first
+    taken for: of two who sound alike, it may be minutes until it is sure which of them it is.
 
     Args:
         between: (d,) variance of the speakers (`Plda.between`).
@@ -124,9 +125,12 @@ class OnlineFilter:
             raise ValueError("without known speakers there must be births")
         self.config = config
         self._lag = math.inf if config.lag is None else config.lag
-        self._model = _model(between, config)
         slots = max(config.most_speakers, self._known) if births else self._known
-        self._particles = _first_particle(speakers, slots, self._model)
+        self._model = _model(between, config, speakers, slots)
+        self._particles = _first_particle(speakers, self._model)
+        self._free = set(range(self._known)) if births else set()  # numbers of `speakers` that no voice has
+        if not births:
+            self._particles.names[0] = range(self._known)
         self._random = np.random.default_rng(config.seed)
         self._pending: deque[_Step] = deque()  # of the cells that are not decided
         self._decided = 0
@@ -172,18 +176,25 @@ class OnlineFilter:
         have been decided on: a slot gets the name if it has none and the particle has no other slot of that name.
         """
         rows, names = np.arange(len(slots)), self._particles.names
-        candidates = names[rows, slots]
-        shares = np.bincount(candidates - UNNAMED, np.exp(self._particles.log_weights))
+        candidates, weights = names[rows, slots], np.exp(self._particles.log_weights)
+        shares = np.bincount(candidates - UNNAMED, weights)
         best = int(shares.argmax())
-        speaker = best + UNNAMED
+        speaker, unnamed = best + UNNAMED, candidates == UNNAMED
         if speaker == UNNAMED:
-            speaker = self._known
-            self._known += 1
-        to_name = (candidates == UNNAMED) & ~(names == speaker).any(axis=1)
+            speaker = self._name(int(np.bincount(slots[unnamed], weights[unnamed]).argmax()))
+        to_name = unnamed & ~(names == speaker).any(axis=1)
         names[rows[to_name], slots[to_name]] = speaker
         self._pending.popleft()
         self._decided += 1
         return Decision(self._decided - 1, speaker, min(float(shares[best]), 1.0))
+
+    def _name(self, slot: int) -> int:
+        """Return the number of a voice that has none, most probably that of a slot: the slot's if nobody has it."""
+        if slot in self._free:
+            self._free.remove(slot)
+            return slot
+        self._known += 1
+        return self._known - 1
 
 
 # Details
@@ -207,6 +218,7 @@ class _Cell(NamedTuple):
 
 class _Model(NamedTuple):
     between: np.ndarray  # (d,)
+    before: np.ndarray  # (S,) cells of the speaker of each slot that were known before the first
     embedding_weight: float
     location_weight: float
     turn: float
@@ -223,18 +235,22 @@ class _Particles(NamedTuple):
     known: np.ndarray  # (P,) slots in use
     last: np.ndarray  # (P,) slot of who spoke in the last cell
     names: np.ndarray  # (P, S) numbers of the speakers in what has been decided
-    counts: np.ndarray  # (P, S) cells
-    sums: np.ndarray  # (P, S, d) of their embeddings
+    counts: np.ndarray  # (P, S) cells, less those known before
+    sums: np.ndarray  # (P, S, d) of the embeddings of all
     voices: np.ndarray  # (P, S) log evidence of those
     means: np.ndarray  # (P, S) of the azimuth
     variances: np.ndarray  # (P, S); below 0: never located
     times: np.ndarray  # (P, S) when last located
 
 
-def _model(between: np.ndarray, config: ParticleConfig) -> _Model:
+def _model(between: np.ndarray, config: ParticleConfig, speakers: Speakers | None, slots: int) -> _Model:
     motion, moving = config.motion, float(config.location == "kalman")
+    before = np.zeros(slots)
+    if speakers is not None:
+        before[: len(speakers.counts)] = speakers.counts
     return _Model(
         np.asarray(between, np.float32),
+        before,
         config.embedding_weight,
         config.location_weight,
         config.turn,
@@ -245,17 +261,16 @@ def _model(between: np.ndarray, config: ParticleConfig) -> _Model:
     )
 
 
-def _first_particle(speakers: Speakers | None, slots: int, model: _Model) -> _Particles:
+def _first_particle(speakers: Speakers | None, model: _Model) -> _Particles:
     """Return the one particle before the first cell."""
-    particles = _no_particles(1, slots, len(model.between))
+    particles = _no_particles(1, len(model.before), len(model.between))
     particles.names[0], particles.variances[0] = UNNAMED, -1
     if speakers is not None:
         known = len(speakers.counts)
-        particles.known[0], particles.names[0, :known] = known, np.arange(known)
-        particles.counts[0, :known], particles.sums[0, :known] = speakers
+        particles.known[0], particles.sums[0, :known] = known, speakers.sums
         nothing = np.zeros_like(model.between)
         for k in range(known):
-            particles.voices[0, k] = _voice_evidence(particles.counts[0, k], particles.sums[0, k], nothing, model)
+            particles.voices[0, k] = _voice_evidence(model.before[k], particles.sums[0, k], nothing, model)
     return particles
 
 
@@ -335,7 +350,8 @@ def _successors(
                 voice, gain = new_voice, new_voice
             else:
                 prior = renewal * (1.0 if full else 1 - model.birth) / known
-                voice = _voice_evidence(particles.counts[p, k] + 1, particles.sums[p, k], cell.embedding, model)
+                count = model.before[k] + particles.counts[p, k] + 1
+                voice = _voice_evidence(count, particles.sums[p, k], cell.embedding, model)
                 gain = voice - particles.voices[p, k]
             if k == particles.last[p]:
                 prior += 1 - renewal
@@ -396,12 +412,14 @@ def _merge(particles: _Particles, alike: int) -> np.ndarray:
 
 @numba.njit(cache=True, nogil=True)
 def _alike(particles: _Particles, i: int, j: int, most: int) -> bool:
-    """Whether two particles know as many speakers, have the same one now, and differ by at most so many cells."""
+    """Whether two particles have heard the same speakers, have the same now, and differ by at most so many cells."""
     known = particles.known[i]
     if known != particles.known[j] or particles.last[i] != particles.last[j]:
         return False
     cells = 0.0
     for k in range(known):
+        if (particles.counts[i, k] > 0) != (particles.counts[j, k] > 0):
+            return False  # one more voice is never a matter of where a turn begins
         cells += abs(particles.counts[i, k] - particles.counts[j, k])
     return cells <= most
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -139,6 +140,16 @@ def test_cmake_builds_it(openmp, folders, tmp_path):
     run("ctest", "--test-dir", tmp_path, env={"OMP_NUM_THREADS": "2", "PATH": "/usr/bin:/bin"})
     symbols = run(tool("nm"), "-u", tmp_path / "libmodel.a")
     assert ("GOMP_parallel" in symbols) == (openmp == "ON")
+
+
+def test_threads_share_a_network(folders):
+    network = load_network(folders(native_target().name))
+    given = [[x * (i + 1) for x in inputs()] for i in range(4)]
+    expected = [network(*x) for x in given]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(20):
+            for alone, together in zip(expected, pool.map(lambda x: network(*x), given), strict=True):
+                assert all(np.array_equal(a, b) for a, b in zip(alone, together, strict=True))
 
 
 # --- the program that compares with torch

@@ -118,3 +118,20 @@ def test_chunks_cover_all_pixels(chunks, pixels):
     vectors = [found.most if i < found.large else found.most - 1 for i in range(chunks)]
     assert sum(vectors) == -(-pixels // 8) and min(vectors) >= 1
     assert (sum(vectors[:-1])) * 8 + found.last_pixels == pixels
+
+
+class Crosswise(nn.Module):
+    """Reads what a product has written at the same pixel and, in the same step, at others."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x):
+        y = self.first(x)
+        return self.second(y * y.transpose(1, 2))
+
+
+def test_a_step_that_reads_other_pixels_too_ends_a_chain(check, one_vector):
+    torch.manual_seed(0)
+    check(Crosswise(), torch.randn(1, 16, 16))

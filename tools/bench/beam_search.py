@@ -11,6 +11,7 @@ blank after each label, so that of a model trained otherwise it finds other scor
 
 import argparse
 from collections.abc import Callable, Iterator
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -90,6 +91,7 @@ def rows(arguments: argparse.Namespace) -> Iterator[Row]:
     searches = {
         "asrkit": batched,
         "asrkit, one utterance at a time": partial(batched, size=1),
+        "asrkit, one utterance, one frame at a time": one_frame_at_a_time,
         "plain loop": plain_loop,
     }
     if "torchaudio" in peers:
@@ -201,6 +203,13 @@ def batched(recogniser: Recogniser, search: BeamSearch, task: Task, size: int = 
         return [recogniser.tokenizer.decode(paths[0].tokens) for paths in search.hypotheses(state)]
 
     return in_batches(transcribe, task.encoder_out, size)
+
+
+def one_frame_at_a_time(recogniser: Recogniser, search: BeamSearch, task: Task) -> Texts:
+    """The loop of a search that does not know blocks of frames."""
+    loop = copy(search)
+    loop._in_blocks = loop._frame_by_frame
+    return batched(recogniser, loop, task, 1)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from asrkit.compress.codegen.views import Buffer, View
 
 CHUNK = 2**19  # bytes that a step should read and write at once: they stay in a second cache, beside the weights
 
+ELSEWHERE = np.array([-1])
 Places = dict[Buffer, np.ndarray]
 """Where pixel 0 of each row lies in buffers whose pixels follow each other."""
 
@@ -84,14 +85,14 @@ def _last(steps: Sequence[Step], first: int) -> int:
     written = dict(accesses[0])
     for step in steps[first + 1 :]:
         accesses = _accesses(step, product.pixels)
-        if accesses is None or not _fits(step, *accesses, written):
+        if accesses is None or not _fits(step, accesses[1], written):
             break
         written |= accesses[0]
         last += 1
     return last
 
 
-def _fits(step: Step, writes: Places, reads: Places, written: Places) -> bool:
+def _fits(step: Step, reads: Places, written: Places) -> bool:
     """Return whether a step reads the same pixel only of what was written before it, and does read that."""
     shared = [buffer for buffer in step.read if buffer in written]
     if not shared or step.out.buffer in written:
@@ -102,7 +103,7 @@ def _fits(step: Step, writes: Places, reads: Places, written: Places) -> bool:
 def _accesses(step: Step, pixels: int) -> tuple[Places, Places] | None:
     """Return what a step writes and what it reads of the same pixel; None if it cannot be computed chunk by chunk.
 
-    A buffer that it writes in another order has no place; one that it reads in another order is missing.
+    A buffer whose pixels it writes in another order has no places; where it reads them in another, its place is -1.
     """
     if isinstance(step, Product) and step.pixels == pixels:
         reads = [(step.x, step.start + step.columns.ravel())]
@@ -112,11 +113,14 @@ def _accesses(step: Step, pixels: int) -> tuple[Places, Places] | None:
         nest, along = _loops(step, pixels)
         if along is None:
             return None
-        found = []
-        for i, view in enumerate([step.out, *step.inputs]):
-            rows = view.offset + views.positions(tuple((n, s[i]) for j, (n, s) in enumerate(nest) if j != along))
-            found.append((view.buffer, rows if nest[along][1][i] == 1 else np.zeros(0, np.int64)))
-        return dict(found[:1]), _joined([entry for entry in found[1:] if entry[1].size])
+        aside = [loop for i, loop in enumerate(nest) if i != along]
+        places = [
+            view.offset + views.positions(tuple((n, strides[i]) for n, strides in aside))
+            for i, view in enumerate([step.out, *step.inputs])
+        ]
+        out, *inputs = (x if stride == 1 else x[:0] for x, stride in zip(places, nest[along][1], strict=True))
+        reads = [(view.buffer, x if len(x) else ELSEWHERE) for view, x in zip(step.inputs, inputs, strict=True)]
+        return {step.out.buffer: out}, _joined(reads)
     return None
 
 

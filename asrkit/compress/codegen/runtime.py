@@ -4,6 +4,7 @@ import ctypes
 import json
 import shutil
 import tempfile
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -23,14 +24,22 @@ Array = np.ndarray | Tensor
 
 
 class Network:
-    """A compiled network: call it with as many arrays as it has inputs, of their shapes."""
+    """A compiled network: call it with as many arrays as it has inputs, of their shapes, from any thread."""
 
     def __init__(self, folder: Path, metadata: dict[str, Any], weights: np.ndarray, library: ctypes.CDLL) -> None:
         self.folder, self.layers = folder, metadata["layers"]
         self.inputs, self.outputs, self.steps = metadata["inputs"], metadata["outputs"], metadata["steps"]
         self.weights = weights
         self._run, self._run_step = (getattr(library, f"{metadata['name']}_{what}") for what in ("run", "run_step"))
-        self._work = _aligned(4 * metadata["workspace"] + ALIGNMENT)
+        self._workspace = 4 * metadata["workspace"] + ALIGNMENT
+        self._own = threading.local()
+
+    @property
+    def _work(self) -> np.ndarray:
+        """The workspace of this thread."""
+        if not hasattr(self._own, "work"):
+            self._own.work = _aligned(self._workspace)
+        return self._own.work
 
     def __call__(self, *inputs: Array) -> list[np.ndarray]:
         """Return the outputs, float32, of inputs of the shapes that the network was compiled with.
@@ -45,13 +54,16 @@ class Network:
         return outputs
 
     def bound(self, inputs: Sequence[Array]) -> Callable[[], None]:
-        """Return a function that computes the same inputs again and again, and does nothing else."""
+        """Return a function that computes the same inputs again and again, and does nothing else.
+
+        It is for one thread at a time.
+        """
         pointers, *alive = self._arguments(inputs)
 
         def run() -> None:
             self._run(*pointers)
 
-        run.alive = alive  # the pointers point into it
+        run.alive = alive, self._work  # the pointers point into them
         return run
 
     def seconds(self, repeats: int = 50) -> float:
