@@ -133,8 +133,8 @@ def stand_in(model: Transducer, folder: Path) -> Transducer:
 def use_encoder(recogniser: Recogniser, folder: Path) -> None:
     """Let the streams of a recogniser go through the encoder in C that `export_c` made of its model.
 
-    From then on they have the chunk of the export, and nothing else than streams can be recognised. The encoder takes one
-    stream after the other.
+    From then on they have the chunk of the export, and nothing else than streams can be recognised. The encoder takes
+    one stream after the other.
 
     Raises:
         InputError: the folder was not made of this model or not for this machine, or is damaged.

@@ -47,6 +47,7 @@ class OnlineDiariser:
         self._find_speech, self._geometry, self._config = find_speech, geometry, config
         known = {name: plda.project(embeddings) for name, embeddings in (enrolled or {}).items()}
         self._names = list(known)
+        self._strangers: dict[int, str] = {}  # number -> name
         speakers = enrolled_speakers(known) if known else None
         self._filter = OnlineFilter(plda.between, config.particle_filter, speakers)
         self._samples = np.zeros((0, 0), np.float32)
@@ -108,8 +109,10 @@ class OnlineDiariser:
     def _note(self, decision: Decision) -> Segment | None:
         """Add a cell to the turn that is open; return the one that it closes."""
         start, end = self._undecided.pop(0)
-        known = decision.speaker < len(self._names)
-        speaker = self._names[decision.speaker] if known else f"speaker{decision.speaker - len(self._names) + 1}"
+        if decision.person < len(self._names):
+            speaker = self._names[decision.person]
+        else:
+            speaker = self._strangers.setdefault(decision.speaker, f"speaker{len(self._strangers) + 1}")
         last = self._turn
         if last and last.speaker == speaker and start - last.end < self._config.frontend.cell / 2:
             self._turn = replace(last, end=end)

@@ -75,6 +75,8 @@ class Decision(NamedTuple):
     cell: int
     speaker: int
     probability: float
+    person: int
+    """Whom the speaker is taken for by now: index into what was known of people, or above of somebody else."""
 
 
 def filter_speakers(
@@ -179,20 +181,20 @@ class OnlineFilter:
         candidates, weights = names[rows, slots], np.exp(self._particles.log_weights)
         shares = np.bincount(candidates - UNNAMED, weights)
         best = int(shares.argmax())
-        speaker, unnamed = best + UNNAMED, candidates == UNNAMED
-        if speaker == UNNAMED:
-            speaker = self._name(int(np.bincount(slots[unnamed], weights[unnamed]).argmax()))
-        to_name = unnamed & ~(names == speaker).any(axis=1)
+        chosen = candidates == best + UNNAMED
+        person = int(np.bincount(slots[chosen], weights[chosen]).argmax())
+        speaker = best + UNNAMED if best else self._new_name(person)
+        to_name = (candidates == UNNAMED) & ~(names == speaker).any(axis=1)
         names[rows[to_name], slots[to_name]] = speaker
         self._pending.popleft()
         self._decided += 1
-        return Decision(self._decided - 1, speaker, min(float(shares[best]), 1.0))
+        return Decision(self._decided - 1, speaker, min(float(shares[best]), 1.0), person)
 
-    def _name(self, slot: int) -> int:
-        """Return the number of a voice that has none, most probably that of a slot: the slot's if nobody has it."""
-        if slot in self._free:
-            self._free.remove(slot)
-            return slot
+    def _new_name(self, person: int) -> int:
+        """Return the number of a speaker who has none: that of the person, if it is free."""
+        if person in self._free:
+            self._free.remove(person)
+            return person
         self._known += 1
         return self._known - 1
 
