@@ -101,7 +101,7 @@ def main(argv: list[str]) -> None:
             speech: RTTM file that tells when anybody speaks, instead of finding it out.
             observations: folder of what has been observed of recordings: taken from there, or put there.
             speakers: how many there are.
-            min_speakers: how many there are at least; the particle filter may find fewer.
+            min_speakers: how many there are at least.
             max_speakers: how many there are at most.
             enrol: name=file of people whose voices are known.
             pages: write pages.

@@ -58,7 +58,7 @@ def diarise(
     """Return the segments and tracks of one recording from raw observations.
 
     Args:
-        least, most: number of speakers; the particle filter may find fewer.
+        least, most: number of speakers.
         enrolled: name -> raw embeddings (M, D) of people who may be there. Others may be too, and are numbered.
 
     Raises:
@@ -101,7 +101,23 @@ def cluster(
     births = start is None or bool(enrolled)  # the first clustering has found out how many there are
     filtering = config.particle_filter if most is None else replace(config.particle_filter, most_speakers=most)
     labels, _ = filter_speakers(cells, between, filtering, speakers, births)
+    if len(np.unique(labels)) < least:
+        labels = told_apart(cells, between, replace(config, particle_filter=filtering), least, most)
     return relabel(labels)
+
+
+def told_apart(
+    cells: Observations, between: np.ndarray, config: DiarisationConfig, least: int, most: int | None
+) -> np.ndarray:
+    """Return labels (N,) of at least as many speakers, for a particle filter that by itself finds fewer.
+
+    Agglomerative clustering tells so many apart, whom the filter starts from; if it drops any, it stays out of it.
+    """
+    start = agglomerate(cells, between, config.ahc, least, most)
+    labels, _ = filter_speakers(
+        cells, between, config.particle_filter, known_speakers(cells.embeddings, start), births=False
+    )
+    return labels if len(np.unique(labels)) >= least else start
 
 
 def first_clustering(

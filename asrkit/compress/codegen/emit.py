@@ -234,9 +234,11 @@ class Emitter:
 
     # --- loops over views
 
-    def _nest(self, outer: Sequence[tuple[int, tuple[int, ...]]], pointers: list[str]) -> tuple[list[str], list[str]]:
+    def _nest(
+        self, outer: Sequence[tuple[int, tuple[int, ...]]], pointers: list[str], parallel: bool = True
+    ) -> tuple[list[str], list[str]]:
         """Return the heads of nested loops, and the pointers moved by them."""
-        lines = ["PARALLEL"] if outer else []
+        lines = ["PARALLEL"] if outer and parallel else []
         for depth, (n, strides) in enumerate(outer):
             lines.append("  " * depth + f"for (int i{depth} = 0; i{depth} < {n}; ++i{depth}) {{")
             pointers = [f"{p} + i{depth} * {s}" if s else p for p, s in zip(pointers, strides, strict=True)]
@@ -270,7 +272,7 @@ class Emitter:
         if lines := self._transposed(step, nest, pointers):
             return lines
         (*outer, (length, strides)) = nest
-        lines, pointers = self._nest(outer, pointers)
+        lines, pointers = self._nest(outer, pointers, step.along is None)  # a chain shares its chunks among the threads
         lines.append(f"float *y = {pointers[0]};")
         lines += [f"const float *x{i} = {p};" for i, p in enumerate(pointers[1:])]
         room = step.room and self._room(step.out, [stride[0] for _, stride in outer], length) and strides[0] == 1
@@ -301,7 +303,7 @@ class Emitter:
         if step.expression != IDENTITY or strides[0] != 1 or rows is None or min(rows[0], columns) < self.target.lanes:
             return []
         outer.remove(rows)
-        lines, (y, x) = self._nest(outer, pointers)
+        lines, (y, x) = self._nest(outer, pointers, step.along is None)
         sizes = f"{rows[1][0]}, {x}, {strides[1]}, {rows[0]}, {columns}"
         return [*lines, f"{self.kernels.transposition()}({y}, {sizes});", *"}" * len(outer)]
 
