@@ -163,10 +163,18 @@ def mini_options(tmp_path) -> list[str]:
 def test_losses_in_miniature(mini_options, tmp_path):
     done = run("mini/losses", *mini_options, "--seeds", "7", "--stop-stage", "5")
     assert done.returncode == 0, done.stdout + done.stderr
-    for loss in ("full", "pruned"):
+    trained = {"full": "loss: full\n", "pruned": "prune_by: ctc\n", "simple": "prune_by: simple\n"}
+    for loss, line in trained.items():
         experiment = tmp_path / "work" / "exp" / f"{loss}-7"
-        assert f"loss: {loss}" in (experiment / "config.yaml").read_text()
+        assert line in (experiment / "config.yaml").read_text()
         assert all((experiment / decoded / "score.json").exists() for decoded in ("test_seen", "test_unseen"))
+    script, manifest = "egs/mini/losses/left_out.py", tmp_path / "work" / "data" / "default" / "test_unseen.jsonl.gz"
+    command = [sys.executable, script, tmp_path / "work" / "exp" / "simple-7", manifest, "--utterances", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=REPOSITORY)
+    assert done.returncode == 0, done.stderr
+    assert [line.split(" labels")[0] for line in done.stdout.splitlines()] == [
+        f"{way}, {size}" for way in ("simple", "ctc") for size in (3, 4, 5)
+    ]
 
 
 def test_fusion_in_miniature(mini_options, tmp_path):

@@ -25,17 +25,13 @@ here=$(cd "$(dirname "$0")" && pwd)
 work=${work:-../losses} # seen from ../asr
 cd "$here/../asr"
 
-declare -A loss_options=(
-  [full]="--model.loss full"
-  [pruned]="--model.loss pruned"
-  [simple]="--model.loss pruned --model.prune_by simple"
-)
+declare -A loss_options=([full]=full [pruned]=pruned [simple]="pruned --model.prune_by simple")
 for seed in $seeds; do # the losses take turns, so that a machine that slows down slows all
   for loss in $losses; do
     ../../TEMPLATE/asr.sh --corpus mini --vocab-size "$vocab_size" --by domain --work "$work" \
       --test-sets "test_seen test_unseen" --experiment "$loss-$seed" --processes "$processes" \
       --stage "$stage" --stop-stage "$((stop_stage < 5 ? stop_stage : 5))" --prepare-options "$prepare_options" \
-      --train-options "$train_options --training.seed $seed ${loss_options[$loss]}"
+      --train-options "$train_options --training.seed $seed --model.loss ${loss_options[$loss]}"
   done
 done
 # shellcheck source=tools/setup.sh
