@@ -15,7 +15,7 @@ from asrkit.diarisation.frontend import FrontendConfig
 from asrkit.diarisation.particle_filter import Speakers
 from asrkit.diarisation.voice_activity import Interval, cells
 
-WORTH = 12.0  # cells of the meeting
+WORTH = 5.0  # cells of the meeting
 DECAYS = (0.25, 0.4, 0.6)  # seconds in which the sound of each drawn room falls by 60 dB
 DIRECT = (-4.0, 4.0)  # decibels of the direct sound over the reverberation
 EARLIEST = 0.004  # seconds until the first echo

@@ -41,7 +41,7 @@ class ParticleConfig:
     """Probability that somebody new is drawn."""
     most_speakers: int = 12
     alike: int = 16
-    """Particles whose speakers differ by at most as many cells, all together, are merged; 0: none are."""
+    """Particles in which the same have spoken, but for at most so many cells, are merged; 0: none are."""
     motion: MotionConfig = field(default_factory=MotionConfig)
     lag: float | None = None
     """Seconds after which it is decided who speaks in a cell; null: once all has been heard."""

@@ -88,6 +88,8 @@ def cluster(
 
     The particle filter starts from those who are `enrolled` (name -> projected embeddings), if any.
     """
+    if not len(cells):
+        return np.zeros(0, np.int64)
     if config.method == "spectral":
         return spectral_clustering(cells.embeddings, least, most)
     if config.method == "ahc":

@@ -228,6 +228,40 @@ def test_cells_are_decided_once_the_lag_is_over():
     assert online.finish() == []
 
 
+def alike_twins(count, shift):
+    """Return what is known of two people whose voices are alike but for one direction, and cells of one voice.
+
+    The voice is first nearer to the first of them, then more and more to the second.
+    """
+    twins = np.zeros((2, len(BETWEEN)))
+    twins[:, 0], twins[:, 1] = 3.0, (-1.0, 1.0)
+    observed = cells(np.zeros(count, int), np.zeros(count), np.random.default_rng(0))
+    observed.embeddings[:] = 0
+    observed.embeddings[:, 0], observed.embeddings[:, 1] = 3.0, np.where(np.arange(count) < shift, -1.0, 1.0)
+    return Speakers(np.full(2, 20.0), 20.0 * twins), observed
+
+
+def test_a_voice_keeps_its_number_though_it_turns_out_to_be_somebody_else():
+    twins, observed = alike_twins(60, 10)
+    online = OnlineFilter(BETWEEN, replace(CONFIG, lag=1.0, turn=1e6), twins)
+    decisions = online.accept(observed) + online.finish()
+    assert {d.speaker for d in decisions} == {0}
+    assert decisions[0].person == 0 and decisions[-1].person == 1
+    decisions = OnlineFilter(BETWEEN, replace(CONFIG, lag=1.0, turn=1e6), twins, births=False).accept(observed)
+    assert [d.speaker for d in decisions] == [d.person for d in decisions]
+
+
+def test_particles_that_differ_in_who_has_spoken_are_not_merged():
+    twins, observed = alike_twins(16, 8)
+    third = -twins.sums[:1]
+    observed.embeddings[8:] = third / 20
+    known = Speakers(np.full(3, 20.0), np.concatenate([twins.sums, third]))
+    online = OnlineFilter(BETWEEN, replace(CONFIG, alike=1000), known)
+    online.accept(observed)
+    assert {0, 1} <= set(online._histories(1)[0].tolist())
+    assert set(online._particles.last.tolist()) >= {2}
+
+
 def test_enrolled_speakers_keep_their_numbers_and_one_may_never_speak():
     labels, observed = meeting(np.random.default_rng(5), stray=0.05)
     _, others = meeting(np.random.default_rng(6))
