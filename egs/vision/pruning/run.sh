@@ -11,7 +11,7 @@ for name in mnist cifar10; do
 done
 recipe=(../../TEMPLATE/pruning.sh --images "$images" --processes 2)
 if [[ " $* " != *" --networks "* && " $* " != *" --help "* ]]; then # less of the deeper one; RESULTS.md when all is there
-  "${recipe[@]}" --networks resnet32 --mappings rule --percents 80 --methods admm --method-percents 80 --seeds "0 1" --stop-stage 6 "$@"
+  "${recipe[@]}" --networks resnet32 --mappings rule --percents 80 --methods admm --method-percents 80 --seeds "0 1 2" --stop-stage 6 "$@"
 fi
 "${recipe[@]}" --networks vgg16 --mappings "rule punched_4x1 pattern" --percents "90 99" \
   --more-mappings "search unstructured punched_16x1 filter" --method-percents 99 --seeds "0 1 2" "$@"
