@@ -40,11 +40,8 @@ vocab_size=500
 by=speaker
 prepare_options=
 train_options=
-root=$(cd "$(dirname "$0")/../.." && pwd)
-# shellcheck source=tools/parse_options.sh
-source "$root/tools/parse_options.sh"
-# shellcheck source=tools/setup.sh
-source "$root/tools/setup.sh"
+# shellcheck source=tools/driver.sh
+source "$(dirname "$0")/../../tools/driver.sh"
 
 experiment=${experiment:-$setting}
 exp=$work/exp/$experiment
@@ -59,11 +56,6 @@ sets=("${sets[@]/#/$data/}")
 streamed=("${streamed[@]/#/$data/}")
 read -ra prepare_options <<<"$(tr '\n' ' ' <"conf/$setting/prepare.options") $prepare_options"
 read -ra train_options <<<"$train_options"
-
-wanted() { # wanted N DESCRIPTION: whether stage N is asked for
-  (($1 >= stage && $1 <= stop_stage)) || return 1
-  echo "stage $1: $2 ($(date +%H:%M:%S))"
-}
 
 if wanted 1 "prepare the corpus $corpus"; then
   asrkit data prepare "$corpus" "$data" "${prepare_options[@]}"

@@ -54,12 +54,10 @@ work=.
 simulate_options=
 prepare_options=
 train_options=
-root=$(cd "$(dirname "$0")/../.." && pwd)
-# shellcheck source=tools/parse_options.sh
-source "$root/tools/parse_options.sh"
-# shellcheck source=tools/setup.sh
-source "$root/tools/setup.sh"
+# shellcheck source=tools/driver.sh
+source "$(dirname "$0")/../../tools/driver.sh"
 
+at_once=$jobs
 data=$work/data
 exp=$work/exp
 speakers=${speakers:-$embedder}
@@ -70,11 +68,6 @@ plda=$exp/plda-$(basename "$model" .onnx).npz
 for list in conditions tune_conditions extra_conditions systems baselines simulate_options; do
   read -ra "${list?}" <<<"${!list//$'\n'/ }"
 done
-
-wanted() { # wanted N DESCRIPTION: whether stage N is asked for
-  (($1 >= stage && $1 <= stop_stage)) || return 1
-  echo "stage $1: $2 ($(date +%H:%M:%S))"
-}
 
 if wanted 1 "speakers and their embedder"; then
   if [[ $model == resemblyzer && -z ${ASRKIT_SKIP_SETUP:-} ]]; then # its requirements are old, and only its weights used
@@ -111,8 +104,8 @@ diarise() { # diarise SET OUT OPTIONS...: on one core, which the times are for
     --array "$data/$1/array.yaml" --out "$2" --no_pages "${@:3}"
 }
 
-given() { # given SET: options that tell when somebody speaks, and keep what is observed
-  echo --speech "$data/$1/ref.rttm" --observations "$exp/observations/$1"
+diarise_given() { # as diarise, told when somebody speaks; what is observed is kept
+  diarise "$1" "$2" --speech "$data/$1/ref.rttm" --observations "$exp/observations/$1" "${@:3}"
 }
 
 score() { # score SET SYSTEM OPTIONS...: of a condition
@@ -121,23 +114,11 @@ score() { # score SET SYSTEM OPTIONS...: of a condition
     --found_tracks "$out/tracks.jsonl" "${@:3}"
 }
 
-running=0
-start() { # start COMMAND...: as one of the processes
-  "$@" &
-  ((++running < jobs)) || wait -n
-}
-
-finish() { # wait for all of them
-  for _ in $(seq "$jobs"); do wait -n || (($? == 127)); done # 127: none is left
-  running=0
-}
-
 sets=("${tune_conditions[@]/#/tune_}" "${conditions[@]/#/test_}")
 
 if wanted 3 "observe"; then
   for set in "${sets[@]}"; do
-    # shellcheck disable=SC2046  # options without spaces
-    start diarise "$set" "$exp/observed/$set" $(given "$set")
+    start diarise_given "$set" "$exp/observed/$set"
   done
   finish
 fi
@@ -160,9 +141,7 @@ fi
 if wanted 5 "diarise"; then
   for condition in "${conditions[@]}"; do
     for system in "${systems[@]}"; do
-      # shellcheck disable=SC2046  # options without spaces
-      start diarise "test_$condition" "$exp/$system/$condition" --conf "$exp/tuned/$system.yaml" \
-        $(given "test_$condition")
+      start diarise_given "test_$condition" "$exp/$system/$condition" --conf "$exp/tuned/$system.yaml"
     done
   done
   finish
@@ -188,8 +167,7 @@ if wanted 7 "speech found, people enrolled, real meetings"; then
     set=test_$condition
     start diarise "$set" "$exp/found/$condition" --conf "$exp/tuned/$default.yaml"
     for lag in 0 2 1000; do
-      # shellcheck disable=SC2046  # options without spaces
-      start diarise "$set" "$exp/lag_$lag/$condition" --conf "$exp/tuned/$default.yaml" $(given "$set") --lag "$lag" \
+      start diarise_given "$set" "$exp/lag_$lag/$condition" --conf "$exp/tuned/$default.yaml" --lag "$lag" \
         --enrol "${people[@]}"
     done
   done

@@ -49,11 +49,8 @@ prepare_options=
 target_options=
 train_options=
 lm_options=
-root=$(cd "$(dirname "$0")/../.." && pwd)
-# shellcheck source=tools/parse_options.sh
-source "$root/tools/parse_options.sh"
-# shellcheck source=tools/setup.sh
-source "$root/tools/setup.sh"
+# shellcheck source=tools/driver.sh
+source "$(dirname "$0")/../../tools/driver.sh"
 
 experiment=${experiment:-$setting}
 exp=$work/exp/$experiment
@@ -61,11 +58,6 @@ source_data=$work/data/$setting
 read -ra targets <<<"$targets"
 read -ra target_options <<<"$(tr '\n' ' ' <"conf/$setting/target.options") $target_options"
 read -ra lm_options <<<"$lm_options"
-
-wanted() { # wanted N DESCRIPTION: whether stage N is asked for
-  (($1 >= stage && $1 <= stop_stage)) || return 1
-  echo "stage $1: $2 ($(date +%H:%M:%S))"
-}
 
 if ((stage <= 3)); then
   "$root/egs/TEMPLATE/asr.sh" --stage "$stage" --stop-stage "$((stop_stage < 3 ? stop_stage : 3))" \

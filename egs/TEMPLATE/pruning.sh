@@ -50,35 +50,22 @@ train_options=
 dense_options=
 prune_options=
 search_options=
-root=$(cd "$(dirname "$0")/../.." && pwd)
-# shellcheck source=tools/parse_options.sh
-source "$root/tools/parse_options.sh"
-# shellcheck source=tools/setup.sh
-source "$root/tools/setup.sh"
+# shellcheck source=tools/driver.sh
+source "$(dirname "$0")/../../tools/driver.sh"
 
+at_once=$processes
 exp=$work/exp
 table=${table:-$exp/latency.jsonl}
 for name in networks mappings percents more_mappings methods method_percents seeds train_options dense_options prune_options search_options; do
   read -ra "${name?}" <<<"${!name}"
 done
 
-wanted() { # wanted N DESCRIPTION: whether stage N is asked for
-  (($1 >= stage && $1 <= stop_stage)) || return 1
-  echo "stage $1: $2 ($(date +%H:%M:%S))"
-}
-
 each() { # each FUNCTION: call it with every network and seed, as many at a time as there are processes
-  local network seed running=0
+  local network seed
   for network in "${networks[@]}"; do
-    for seed in "${seeds[@]}"; do
-      "$1" "$network" "$seed" "$exp/$network/$seed" &
-      if ((++running >= processes)); then
-        wait -n
-        running=$((running - 1))
-      fi
-    done
+    for seed in "${seeds[@]}"; do start "$1" "$network" "$seed" "$exp/$network/$seed"; done
   done
-  while ((running-- > 0)); do wait -n; done
+  finish
 }
 
 train_dense() { # NETWORK SEED FOLDER

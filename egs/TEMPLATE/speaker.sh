@@ -34,11 +34,8 @@ processes=1
 prepare_options=
 train_options=
 window_options=
-root=$(cd "$(dirname "$0")/../.." && pwd)
-# shellcheck source=tools/parse_options.sh
-source "$root/tools/parse_options.sh"
-# shellcheck source=tools/setup.sh
-source "$root/tools/setup.sh"
+# shellcheck source=tools/driver.sh
+source "$(dirname "$0")/../../tools/driver.sh"
 
 data=$work/data/default
 exp=$work/exp/default
@@ -48,11 +45,6 @@ read -ra window_options <<<"$window_options"
 read -ra data_dirs <<<"$data_dirs"
 train=("$data/train.jsonl.gz")
 for folder in "${data_dirs[@]}"; do train+=("$data/more/$(basename "$folder").jsonl.gz"); done
-
-wanted() { # wanted N DESCRIPTION: whether stage N is asked for
-  (($1 >= stage && $1 <= stop_stage)) || return 1
-  echo "stage $1: $2 ($(date +%H:%M:%S))"
-}
 
 plda() { # plda MODEL FILE
   asrkit speaker plda --model "$1" --cuts "${train[@]}" --out "$2" "${window_options[@]}"

@@ -13,21 +13,13 @@ prepare_options=
 train_options=
 vocab_size=500
 processes=2
-root=$(cd "$(dirname "$0")/../.." && pwd)
-# shellcheck source=tools/parse_options.sh
-source "$root/tools/parse_options.sh"
-# shellcheck source=tools/setup.sh
-source "$root/tools/setup.sh"
+# shellcheck source=tools/driver.sh
+source "$(dirname "$0")/../../tools/driver.sh"
 
 model=$asr/exp/default
 data=$asr/data/default
 exp=$work/exp
 read -ra sets <<<"$test_sets"
-
-wanted() { # wanted N DESCRIPTION: whether stage N is asked for
-  (($1 >= stage && $1 <= stop_stage)) || return 1
-  echo "stage $1: $2 ($(date +%H:%M:%S))"
-}
 
 if wanted 1 "train" && [[ ! -f $model/model.pt ]]; then
   ./run.sh --stop-stage 3 --work "$asr" --prepare-options "$prepare_options" --train-options "$train_options" \
