@@ -9,7 +9,7 @@ import pytest
 
 from asrkit.compress.codegen import views
 from asrkit.compress.codegen.graph import SCALE_AND_SHIFT, Graph, Op, constant, fuse
-from asrkit.compress.codegen.plan import allocate
+from asrkit.compress.codegen.memory import allocate
 from asrkit.compress.codegen.steps import Elementwise
 from asrkit.compress.codegen.views import Buffer, View
 

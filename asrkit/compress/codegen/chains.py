@@ -126,9 +126,9 @@ def _accesses(step: Step, pixels: int) -> tuple[Places, Places] | None:
 
 def _loops(step: Elementwise, pixels: int) -> tuple[list[tuple[int, tuple[int, ...]]], int | None]:
     """Return the loops of a step, and which of them goes along pixels that follow each other in one of its views."""
-    if step.along is not None:
-        return step.nest, step.along
     nest = step.nest
+    if step.along is not None:
+        return nest, step.along
     return nest, next((i for i, (size, strides) in enumerate(nest) if size == pixels and 1 in strides), None)
 
 

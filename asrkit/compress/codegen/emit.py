@@ -157,7 +157,7 @@ class Emitter:
 
         if chain is None:
             return [*lines, "PARALLEL", *tiles(-(-step.pixels // self.target.lanes))]
-        lines.insert(0, _first_pixel(chain))
+        lines.insert(0, _first_of(chain))
         if chain.large == chain.chunks:
             return [*lines, *tiles(chain.most)]
         fewer = ["} else {", *tiles(chain.most - 1), "}"]
@@ -192,7 +192,7 @@ class Emitter:
         return [
             f"for (int n = 0; n < {tiles}; ++n) {{",
             f"  const int tile = {f'{tiles - 1} - n' if backwards else 'n'};",
-            f"  const int p = (tile * {most - 1} + (tile < {large} ? tile : {large})) * LANES;",
+            f"  const int p = {_first_pixel('tile', most, large)};",
             *body,
             "}",
         ]
@@ -263,7 +263,7 @@ class Emitter:
         cases = [(f"chunk == {last}", chain.last_pixels), (f"chunk < {chain.large}", chain.most * lanes)]
         if chain.large < last:
             cases.append(("1", (chain.most - 1) * lanes))
-        lines = [_first_pixel(chain)]
+        lines = [_first_of(chain)]
         for i, (condition, count) in enumerate(cases):
             lines += [f"{'else ' * (i > 0)}if ({condition}) {{", *pixels(count), "}"]
         return lines
@@ -492,9 +492,13 @@ def _function(head: str, body: Sequence[str]) -> str:
     return f"{head} {{\n{text}\n}}\n"
 
 
-def _first_pixel(chain: Chain) -> str:
-    before = f"chunk * {chain.most - 1} + (chunk < {chain.large} ? chunk : {chain.large})"
-    return f"const int first UNUSED = ({before}) * LANES;"
+def _first_pixel(part: str, most: int, large: int) -> str:
+    """Return C for the first pixel of a part; the first `large` have `most` vectors and the others one less."""
+    return f"({part} * {most - 1} + ({part} < {large} ? {part} : {large})) * LANES"
+
+
+def _first_of(chain: Chain) -> str:
+    return f"const int first UNUSED = {_first_pixel('chunk', chain.most, chain.large)};"
 
 
 def _parts(steps: Sequence[int], chunks: int) -> list[str]:

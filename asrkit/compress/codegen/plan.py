@@ -6,16 +6,16 @@ kernel position is nothing but an offset, the same for all pixels.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any
 
 import numpy as np
 
 from asrkit.compress.codegen import views
 from asrkit.compress.codegen.chains import Chain, chain
 from asrkit.compress.codegen.graph import IDENTITY, Graph, Op
+from asrkit.compress.codegen.memory import allocate, rounded_up
 from asrkit.compress.codegen.steps import (
     Clear,
     Elementwise,
@@ -37,7 +37,6 @@ from asrkit.compress.codegen.target import Target
 from asrkit.compress.codegen.views import Buffer, View
 from asrkit.compress.codegen.winograd import best_tiling
 
-ALIGNMENT = 16  # floats
 PAGE = 1024  # floats; channels that lie a multiple of this apart would share their place in the first cache
 WASTE = 0.7  # of the vectors, that kernel positions copied side by side have to save to be worth it
 
@@ -154,7 +153,7 @@ class Planner:
             strides[i, j] = step
             step *= view.dims[i][j][0]
             if n == 0 and len(factors) > 1:
-                step = _up(step, self.lanes)
+                step = rounded_up(step, self.lanes)
         dims = tuple(tuple((size, strides[i, j]) for j, (size, _) in enumerate(dim)) for i, dim in enumerate(view.dims))
         return View(self.new(step), 0, tuple(map(views.merged, dims)))
 
@@ -307,7 +306,7 @@ class Planner:
             a = self._copy(a, self.like(ordered(self.new(0), a.shape, [*range(rank - 2), rank - 1, rank - 2])), op.path)
             scalars, pixels, turned = _turned(b), _turned(a), True
         rows, width = scalars.shape[-2], pixels.shape[-1]
-        whole = (*op.shape[:-2], rows, _up(width, self.lanes))  # vectors reach beyond the end of rows
+        whole = (*op.shape[:-2], rows, rounded_up(width, self.lanes))  # vectors reach beyond the end of rows
         out = views.sliced(ordered(self.new(prod(whole)), whole, range(len(whole))), len(whole) - 1, 0, width)
         self.steps.append(Matmul(path=op.path, out=out, scalars=scalars, pixels=pixels))
         return _turned(out) if turned else out
@@ -452,7 +451,7 @@ class Planner:
                 )
                 for row, column in apart
             ]
-        plane = _up(tall * pitch, self.lanes)
+        plane = rounded_up(tall * pitch, self.lanes)
         channels = x.shape[0]
         buffer = self.new(channels * len(firsts) * plane)
         dims = ((channels, len(firsts) * plane), (len(firsts), plane), (tall, pitch), (wide, 1))
@@ -480,18 +479,14 @@ class Planner:
         return Rows(view.buffer, view.offset, offsets, per_row=bool(pixels) and pixels[0][1] == 0)
 
 
-def _up(n: int, step: int) -> int:
-    return -(-n // step) * step
-
-
 def _picture(height: int, width: int, margins: tuple[int, int], lanes: int) -> Picture:
     if height * width == 1:
         return Picture(1, 1, 1, 0, 1)
     above, beside = margins
     pitch = width + (beside if height > 1 or above else 0)  # kernels of one row need no zeros between rows
-    base = _up(above * pitch + beside, lanes)
+    base = rounded_up(above * pitch + beside, lanes)
     run = (height - 1) * pitch + width
-    plane = _up(base + _up(run, lanes) + above * pitch + beside, lanes)
+    plane = rounded_up(base + rounded_up(run, lanes) + above * pitch + beside, lanes)
     if plane % PAGE == 0:
         plane += lanes
     return Picture(height, width, pitch, base, plane, margins)
@@ -561,53 +556,3 @@ def _constant_like(out: View, view: View) -> View:
 
 def _turned(view: View) -> View:
     return View(view.buffer, view.offset, (*view.dims[:-2], view.dims[-1], view.dims[-2]))
-
-
-def allocate(steps: Sequence[Step], chains: Sequence[Chain] = ()) -> int:
-    """Give each buffer of the workspace a place that nothing else needs while it does; return the size of all.
-
-    The steps of a chain take turns: what they read and write lives as long as the chain. What holds a chunk of the
-    pixels has its place in a frame, of which there is one for each chunk.
-    """
-    lives = _lives(steps, lambda buffer: not buffer.apart)
-    frames = []
-    for found in chains:
-        members = steps[found.first : found.last + 1]
-        inside = _lives(members, lambda buffer: buffer.apart)
-        apart = _up(_place(inside), ALIGNMENT)
-        frame = Buffer("workspace", found.chunks * apart)
-        frames.append((frame, apart, inside))
-        lives[frame] = (found.first, found.last)
-        for buffer in _lives(members, lambda buffer: not buffer.apart):
-            first, last = lives[buffer]
-            lives[buffer] = (min(first, found.first), max(last, found.last))
-    size = _place(lives)
-    for frame, apart, inside in frames:
-        for buffer in inside:
-            buffer.start += frame.start
-            buffer.apart = apart
-    return size
-
-
-def _lives(steps: Sequence[Step], which: Callable[[Buffer], Any]) -> dict[Buffer, tuple[int, int]]:
-    """Return the first and the last step that touches each buffer of the workspace."""
-    lives: dict[Buffer, tuple[int, int]] = {}
-    for i, step in enumerate(steps):
-        for buffer in (*step.read, step.out.buffer):
-            if buffer.kind == "workspace" and which(buffer):
-                lives[buffer] = lives.get(buffer, (i, i))[0], i
-    return lives
-
-
-def _place(lives: Mapping[Buffer, tuple[int, int]]) -> int:
-    """Place buffers by the steps they live from and to, the largest first, each as low as is free; return the size."""
-    placed: list[Buffer] = []
-    for buffer in sorted(lives, key=lambda buffer: -buffer.size):
-        first, last = lives[buffer]
-        others = [other for other in placed if lives[other][0] <= last and first <= lives[other][1]]
-        for other in sorted(others, key=lambda other: other.start):
-            if other.start >= buffer.start + buffer.size:
-                break
-            buffer.start = max(buffer.start, _up(other.start + other.size, ALIGNMENT))
-        placed.append(buffer)
-    return max((buffer.start + buffer.size for buffer in placed), default=0)
